@@ -1,0 +1,122 @@
+"""`mdsfs engine`: runs the engine of a cache directory in the foreground; mounts and readers start it by themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streaming.errors import StreamingError, to_wire
+
+from .arguments import default_cache_dir, positive_int, seconds, size
+
+if TYPE_CHECKING:
+    import argparse
+
+    from mdsfs.engine.options import ServiceOptions
+
+__all__ = ["add_parser", "run"]
+
+LEVELS = ("error", "warning", "info", "debug")
+# Of what is free when nothing is said, like a mount.
+DEFAULT_LIMIT = 100 << 30
+DEFAULT_SHARE = 0.9
+# The log tells every eviction; it must not fill the disk that the cache is careful with.
+LOG_SIZE, LOG_FILES = 16 << 20, 2
+
+EXAMPLES = """\
+examples:
+  mdsfs engine --cache-dir /nvme/cache --cache-limit 200GiB
+  mdsfs engine --cache-dir /nvme/cache --stop
+
+Mounts and readers start an engine where none runs. One started here serves them all, with these options.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "engine",
+        help="run the engine of a cache directory",
+        description="Run the engine of a cache directory, in the foreground.",
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--cache-dir", metavar="DIR", type=Path, help="default: ~/.cache/mdsfs, for root /var/cache/mdsfs")
+    add("--cache-limit", metavar="SIZE", type=size, help="default: 100GiB or 90%% of the free space, the smaller")
+    add(
+        "--verify",
+        choices=("transport", "shard"),
+        default="transport",
+        help="shard: serve only bytes whose hash was checked",
+    )
+    add("--processes", metavar="N", type=positive_int, help="fetcher processes (default 1)")
+    add("--threads", metavar="N", type=positive_int, help="parallel requests to the store, per process")
+    add("--part-size", metavar="SIZE", type=size, help="bytes of one request for large ranges")
+    add("--allow-other", action="store_true", help="serve the processes of other users")
+    add(
+        "--idle-exit",
+        metavar="SECONDS",
+        type=seconds,
+        help="end when nobody was connected for so long (default: never)",
+    )
+    add("--stop", action="store_true", help="end the engine of this directory")
+    add("--log-level", choices=LEVELS, default="info")
+    add("--log-file", metavar="FILE", type=Path, help="default: stderr")
+    add("--ready-fd", metavar="FD", type=int, help="write `ok`, or an error as JSON, there when the start is over")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the engine until it is told to end."""
+    cache_dir = (args.cache_dir or default_cache_dir()).absolute()
+    if args.stop:
+        return _stop(cache_dir)
+    from mdsfs.engine.service import serve, tell
+
+    _log_to(args.log_file, args.log_level)
+    try:
+        return serve(_options(args, cache_dir))
+    except StreamingError as error:
+        tell(args.ready_fd, json.dumps(to_wire(error)))
+        raise
+
+
+def _options(args: argparse.Namespace, cache_dir: Path) -> ServiceOptions:
+    from mdsfs.engine.options import ServiceOptions
+
+    chosen = {name: getattr(args, name) for name in ("processes", "threads", "part_size") if getattr(args, name)}
+    return ServiceOptions(
+        cache_dir,
+        args.cache_limit or _default_limit(cache_dir),
+        verify=args.verify,
+        allow_other=args.allow_other,
+        idle_exit=args.idle_exit,
+        ready_fd=args.ready_fd,
+        **chosen,
+    )
+
+
+def _stop(cache_dir: Path) -> int:
+    from streaming.engine.client import EngineClient
+
+    with EngineClient.connect(cache_dir, client="cli") as client:
+        client.stop()
+    return 0
+
+
+def _log_to(path: Path | None, level: str) -> None:
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if path is not None:
+        handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_SIZE, backupCount=LOG_FILES)
+    logging.basicConfig(
+        level=level.upper(), handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+def _default_limit(cache_dir: Path) -> int:
+    place = next(each for each in (cache_dir, *cache_dir.parents) if each.exists())
+    return min(DEFAULT_LIMIT, int(shutil.disk_usage(place).free * DEFAULT_SHARE))

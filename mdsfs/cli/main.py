@@ -1,0 +1,87 @@
+"""The command `mdsfs`: finds the sub-command, and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from mdsfs.errors import UsageError
+from streaming.errors import StreamingError
+
+from . import engine, mount, status, umount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["EXIT_CODES", "Parser", "main"]
+
+COMMANDS = {"mount": mount, "umount": umount, "status": status, "engine": engine}
+
+EXIT_CODES = """\
+exit codes:
+  0  done                                      7  the cache: directory, limit, disk full, other options
+  1  an error without a number of its own      8  the mountpoint: missing, not empty, already mounted
+  2  usage, or a library that is missing       9  FUSE: no device, no fusermount3, not permitted
+  3  nothing under this URL                   10  the mount is in use
+  4  credentials refused                      11  the engine: not running, not starting
+  5  the store can't be reached, or fails    130  interrupted
+  6  the dataset is wrong or has changed
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our form of errors and untouched line breaks."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage in full."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        from mdsfs.mount.status import distribution_version
+
+        print(f"mdsfs {distribution_version()}")
+        parser.exit()
+
+
+def build_parser() -> Parser:
+    """The parser of the command and all its sub-commands."""
+    parser = Parser(
+        prog="mdsfs",
+        description="Mount remote MDS datasets as plain local files.",
+        epilog=f"example:\n  mdsfs mount s3://bucket/dataset /mnt/ds\n\n{EXIT_CODES}",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS.values():
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+        code: int = COMMANDS[args.command].run(args)
+        return code
+    except StreamingError as error:
+        return _failed(str(error), type(error).exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141  # whoever read our output has gone, as `| head` does
+    except OSError as error:
+        return _failed(str(error), 1)
+
+
+def _failed(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"mdsfs: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,207 @@
+"""`mdsfs mount`: checks all that can be checked before forking, then mounts in the background or the foreground."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdsfs.errors import MountpointError
+from streaming.errors import CacheDirectoryError, MissingDependencyError
+from streaming.remote.options import RemoteOptions
+
+from .arguments import default_cache_dir, expand_mount_options, group, mode, positive_int, seconds, size, user
+
+if TYPE_CHECKING:
+    import argparse
+
+    from mdsfs.mount.daemon import Outcome
+    from mdsfs.mount.mounting import MountConfig
+
+__all__ = ["add_parser", "run"]
+
+SYSLOG = "/dev/log"
+LEVELS = ("error", "warning", "info", "debug")
+
+EXAMPLES = """\
+examples:
+  mdsfs mount s3://bucket/dataset /mnt/ds
+  mdsfs mount s3://bucket/dataset /mnt/ds --cache-dir /nvme/cache --cache-limit 200GiB --endpoint-url http://127.0.0.1:9000
+  mdsfs mount /data/shards /mnt/ds -f -o allow_other,ro
+
+The exit code is 0 once the mount has answered; the other codes are in `mdsfs --help`.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "mount",
+        help="mount a dataset, or a folder of several",
+        description="Mount a dataset read-only.",
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument
+    add(
+        "source",
+        metavar="SOURCE",
+        help="s3://bucket/prefix, file:///path or a path: one dataset or a folder of several",
+    )
+    add("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
+    add(
+        "-o", dest="mount_options", metavar="OPT[=VALUE],…", action="append", default=[], help="options as for mount(8)"
+    )
+    cache = parser.add_argument_group("cache").add_argument
+    cache("--cache-dir", metavar="DIR", type=Path, help="default: ~/.cache/mdsfs, for root /var/cache/mdsfs")
+    cache("--cache-limit", metavar="SIZE", type=size, help="default: 100GiB or 90%% of the free space, the smaller")
+    cache(
+        "--verify",
+        choices=("transport", "shard"),
+        default="transport",
+        help="shard: serve only bytes whose hash was checked",
+    )
+    store = parser.add_argument_group("store").add_argument
+    store("--endpoint-url", metavar="URL", help="default: S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL")
+    store("--region", metavar="NAME")
+    store("--profile", metavar="NAME", help="profile of the AWS configuration")
+    store("--no-sign-request", action="store_true", help="read anonymously")
+    store("--requester-pays", action="store_true")
+    store("--threads", metavar="N", type=positive_int, help="parallel requests to the store")
+    store("--part-size", metavar="SIZE", type=size, help="bytes of one request for large ranges")
+    shown = parser.add_argument_group("what is shown").add_argument
+    shown(
+        "--allow-other",
+        action="store_true",
+        help="let other users read (users: needs user_allow_other in /etc/fuse.conf)",
+    )
+    shown("--uid", metavar="USER", type=user)
+    shown("--gid", metavar="GROUP", type=group)
+    shown("--file-mode", metavar="OCTAL", type=mode, default=0o444)
+    shown("--dir-mode", metavar="OCTAL", type=mode, default=0o555)
+    shown("--read-timeout", metavar="SECONDS", type=seconds, default=60.0, help="a read ends with EIO after this (60)")
+    logs = parser.add_argument_group("log").add_argument
+    logs("--log-level", choices=LEVELS, default="info")
+    logs(
+        "--log-file",
+        metavar="FILE",
+        type=Path,
+        help="default: stderr in the foreground, else syslog where there is one",
+    )
+    parser.set_defaults(parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mount; returns when the mount answers, or with -f when it has ended."""
+    _apply_mount_options(args)
+    try:
+        from mdsfs.mount.daemon import in_background
+        from mdsfs.mount.mounting import serve
+    except ImportError as error:
+        raise MissingDependencyError(f"mounting needs pyfuse3 ({error}): pip install 'mdsfs[mount]'") from error
+    if args.log_file:
+        args.log_file = args.log_file.absolute()  # the daemon works in `/`
+    config = _config(args)
+    _check(args, config)
+    line = f"{args.source} is mounted at {args.mountpoint}"
+    if args.foreground:
+        _start_log(args)
+        return serve(config, lambda outcome: _say(line, outcome))
+
+    def serve_in_child(ready: object) -> int:
+        _start_log(args)
+        return serve(config, ready)  # type: ignore[arg-type]
+
+    _say(line, in_background(serve_in_child, args.log_file))
+    return 0
+
+
+def _apply_mount_options(args: argparse.Namespace) -> None:
+    parser: argparse.ArgumentParser = args.parser
+    known = frozenset(option[2:] for option in parser._option_string_actions if option.startswith("--")) - {"help"}
+    extra = expand_mount_options(args.mount_options, known)
+    parser.parse_args([*extra, "--", args.source, args.mountpoint], args)
+
+
+def _config(args: argparse.Namespace) -> MountConfig:
+    from mdsfs.mount.mounting import MountConfig
+    from mdsfs.mount.operations import Ownership
+    from streaming.engine.spawn import EngineOptions
+
+    source = args.source if "://" in args.source else os.path.abspath(args.source)
+    options = RemoteOptions.from_environment(
+        endpoint_url=args.endpoint_url,
+        region=args.region,
+        profile=args.profile,
+        anonymous=args.no_sign_request or None,
+        requester_pays=args.requester_pays or None,
+    )
+    engine = EngineOptions(
+        cache_dir=(args.cache_dir or default_cache_dir()).absolute(),
+        cache_limit=args.cache_limit,
+        threads=args.threads,
+        part_size=args.part_size,
+        allow_other=args.allow_other,
+        log_level=args.log_level,
+    )
+    return MountConfig(
+        source=source,
+        mountpoint=os.path.realpath(args.mountpoint),
+        engine=engine,
+        identity=options.identity(source),
+        ownership=Ownership(
+            os.geteuid() if args.uid is None else args.uid,
+            os.getegid() if args.gid is None else args.gid,
+            args.file_mode,
+            args.dir_mode,
+        ),
+        validate="shard" if args.verify == "shard" else None,
+        read_timeout=args.read_timeout,
+        allow_other=args.allow_other,
+    )
+
+
+def _check(args: argparse.Namespace, config: MountConfig) -> None:
+    """Refuse what can't work, before anything exists that would have to be cleaned up."""
+    from mdsfs.mount.mountpoint import check_fuse, check_mountpoint
+
+    cache = os.path.realpath(config.engine.cache_dir)
+    if _inside(cache, config.mountpoint):
+        raise CacheDirectoryError(f"the cache {cache} is inside the mountpoint: choose another --cache-dir")
+    if _inside(config.mountpoint, cache):
+        raise CacheDirectoryError(f"the mountpoint is inside the cache {cache}: choose another --cache-dir")
+    source = args.source.removeprefix("file://")
+    if "://" not in source and _inside(os.path.realpath(source), config.mountpoint):
+        raise MountpointError(f"{args.source} is inside the mountpoint, which would hide it")
+    if args.log_file and _inside(os.path.realpath(args.log_file), config.mountpoint):
+        raise MountpointError(f"the log file {args.log_file} is inside the mountpoint")
+    check_fuse(allow_other=config.allow_other)
+    check_mountpoint(args.mountpoint)
+    try:
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise CacheDirectoryError(f"cannot create the cache {cache}: {error.strerror}; choose --cache-dir") from error
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _start_log(args: argparse.Namespace) -> None:
+    handler: logging.Handler = logging.StreamHandler()
+    if args.log_file and args.foreground:
+        handler = logging.FileHandler(args.log_file)
+    elif not args.foreground and not args.log_file and os.path.exists(SYSLOG):
+        handler = logging.handlers.SysLogHandler(SYSLOG)
+        handler.ident = f"mdsfs[{os.getpid()}]: "
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=args.log_level.upper(), handlers=[handler])
+
+
+def _say(line: str, outcome: Outcome) -> None:
+    for warning in outcome.warnings:
+        print(f"mdsfs: warning: {warning}", file=sys.stderr)
+    print(line, flush=True)

@@ -1,0 +1,391 @@
+"""Room on the disk: claims it in the ledger, takes chunks away to make it, and turns fetched blocks into resident ones.
+
+What is decided (what goes, whether it suffices) is decided synchronously, over ledger, policy and residency table
+together; what is done (punching holes) happens afterwards in a thread. In between the blocks in question have lost
+their bits, their cells are `busy`, and the ledger still counts them: nobody reads them, nobody fetches into them, and
+nobody takes their room twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from streaming.engine.residency import BLOCK
+
+from .ledger import Ledger, chunk_blocks
+from .policy import LeastRecentlyUsed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .dataset import Dataset, Run
+    from .ledger import Chunk, FileKey
+
+__all__ = ["Cache", "Hold"]
+
+Hold = tuple["Chunk", ...]
+
+log = logging.getLogger(__name__)
+
+# Punching costs a trip to a thread: where the cache is large, several chunks share one.
+LARGEST_BATCH = 8 << 20
+# A file whose holes could not be punched is in use by a reader's view, or by another program; looked at again after
+# this long.
+PINNED_FOR = 1.0
+# Evicted chunks of which a later fill is told in the log as a refetch.
+REMEMBERED = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class _Victim:
+    """A chunk on its way out, with the runs of blocks that were resident in it."""
+
+    dataset: Dataset
+    file: int
+    index: int
+    runs: list[Run]
+    cells: tuple[Chunk, ...]
+
+    @property
+    def chunk(self) -> Chunk:
+        return self.dataset.number, self.file, self.index
+
+    @property
+    def blocks(self) -> int:
+        return sum(count for _, count in self.runs)
+
+
+class Cache:
+    """The room of one cache directory."""
+
+    def __init__(self, limit: int) -> None:
+        self.ledger = Ledger(limit)
+        self.policy = LeastRecentlyUsed()
+        self.chunk = chunk_blocks(limit)
+        self.datasets: dict[int, Dataset] = {}
+        self.evictions = 0
+        self.evicted_blocks = 0
+        self._batch = min(limit // 64, LARGEST_BATCH) // BLOCK
+        self._evicting = 0
+        self._evicted = trio.lowlevel.ParkingLot()
+        self._gone: dict[Chunk, None] = {}
+        self._pinned: dict[FileKey, tuple[float, int]] = {}
+        self.on_removed: Callable[[Dataset], None] = lambda _: None
+        """Hears of every folder that was removed."""
+        self._unheld: dict[Chunk, trio.Event] = {}
+
+    def __repr__(self) -> str:
+        return f"Cache({self.ledger}, {self.evictions} evictions)"
+
+    @property
+    def pinned_blocks(self) -> int:
+        """Blocks that could not be taken away when somebody last tried."""
+        now = trio.current_time()
+        return sum(blocks for until, blocks in self._pinned.values() if until > now)
+
+    # ---- claims ------------------------------------------------------------------------------------------------------
+
+    def hold(self, dataset: Dataset, file: int, first: int, count: int) -> Hold:
+        """Keep these blocks, and what arrives among them, until `unhold` of the answer."""
+        cells = dataset.cells(file, first, count)
+        for cell in cells:
+            self.ledger.hold(cell)
+        return cells
+
+    def unhold(self, hold: Hold) -> None:
+        """End a hold."""
+        for cell in hold:
+            if self.ledger.unhold(cell) and cell in self._unheld:
+                self._unheld.pop(cell).set()
+
+    def touch(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+        """Blocks were used."""
+        for chunk in dataset.chunks(file, first, count):
+            self.policy.touch(chunk)
+
+    def touch_resident(self, dataset: Dataset, file: int, offset: int) -> None:
+        """Somebody has read there without asking; says nothing where nothing is resident any more."""
+        first = offset // BLOCK
+        for chunk in dataset.chunks(file, first, 1):
+            if dataset.residency.count(file, *dataset.chunk_run(file, chunk[2])):
+                self.policy.touch(chunk)
+
+    async def reserve(self, dataset: Dataset, file: int, blocks: int) -> bool:
+        """Claim room, taking away what may go; False when not enough may."""
+        while self.ledger.shortfall(dataset.number, file, blocks):
+            if not await self._make_room(self.ledger.shortfall(dataset.number, file, blocks)):
+                return False
+        return self.ledger.try_reserve(dataset.number, file, blocks)
+
+    async def make_free(self, blocks: int) -> bool:
+        """Take away what may go until so many blocks are free; False when not enough may."""
+        while self.ledger.free < blocks:
+            if not await self._make_room(blocks - self.ledger.free):
+                return False
+        return True
+
+    def commit(self, dataset: Dataset, file: int, first: int, count: int) -> int:
+        """Blocks whose data is in the file become resident; returns how many were not before."""
+        fresh = count - dataset.residency.count(file, first, count)
+        if fresh:
+            dataset.residency.set_blocks(file, first, count)
+            self.ledger.commit(dataset.number, file, fresh)
+        self.touch(dataset, file, first, count)
+        return fresh
+
+    # ---- taking away -------------------------------------------------------------------------------------------------
+
+    async def _make_room(self, short: int) -> bool:
+        """One step towards room: an eviction, or the end of somebody else's. False when there is nothing left to do."""
+        if await self._remove_idle_folder():
+            return True
+        victims = self._choose(short)
+        if victims:
+            await self._evict(victims)
+            return True
+        if self._evicting:
+            await self._evicted.park()
+            return True
+        return False
+
+    def _choose(self, short: int) -> list[_Victim]:
+        """Victims enough for the shortfall, or none."""
+        now, found, blocks = trio.current_time(), [], 0
+        for victim in self._candidates():
+            pinned = self._pinned.get((victim.dataset.number, victim.file))
+            if pinned and pinned[0] > now:
+                continue
+            found.append(victim)
+            blocks += victim.blocks
+            if blocks >= max(short, self._batch):
+                break
+        return found if blocks >= short else []
+
+    def _candidates(self) -> Iterator[_Victim]:
+        """What may go, best first: neither held nor on its way out already."""
+        for number, file, index in self.policy.victims():
+            dataset = self.datasets[number]
+            indexes = range(-(-dataset.blocks(file) // dataset.grain(file))) if index is None else (index,)
+            for each in indexes:
+                if index is None and self.policy.is_recent((number, file, each)):
+                    continue
+                if (victim := self._victim(dataset, file, each)) is not None:
+                    yield victim
+
+    def _victim(self, dataset: Dataset, file: int, index: int) -> _Victim | None:
+        run = dataset.chunk_run(file, index)
+        cells = dataset.cells(file, *run)
+        busy = dataset.work[file].busy if file in dataset.work else {}
+        if any(self.ledger.is_held(cell) or cell in busy for cell in cells):
+            return None
+        runs = list(dataset.residency.runs(file, *run, present=True))
+        return _Victim(dataset, file, index, runs, cells) if runs else None
+
+    async def _evict(self, victims: list[_Victim]) -> None:
+        for victim in victims:
+            self._begin(victim)
+        self._evicting += 1
+        try:
+            # Shielded: what has lost its bits must either go or get them back.
+            with trio.CancelScope(shield=True):
+                gone = await trio.to_thread.run_sync(_punch_all, victims)
+            for victim, done in zip(victims, gone, strict=True):
+                self._end(victim, gone=done)
+        finally:
+            self._evicting -= 1
+            self._evicted.unpark_all()
+
+    def _begin(self, victim: _Victim) -> None:
+        victim.dataset.begin_change(victim.file)
+        for first, count in victim.runs:
+            victim.dataset.residency.clear_blocks(victim.file, first, count)
+        victim.dataset.working(victim.file).busy.update(dict.fromkeys(victim.cells, trio.Event()))
+        self.policy.forget(victim.chunk)
+
+    def _end(self, victim: _Victim, *, gone: bool) -> None:
+        dataset, file = victim.dataset, victim.file
+        if gone:
+            self._pinned.pop((dataset.number, file), None)
+            self.ledger.release(dataset.number, file, victim.blocks)
+            self.evictions += 1
+            self.evicted_blocks += victim.blocks
+            self._remember(victim)
+        else:
+            for first, count in victim.runs:
+                dataset.residency.set_blocks(file, first, count)
+            self._pinned[dataset.number, file] = (trio.current_time() + PINNED_FOR, victim.blocks)
+            self.policy.touch(victim.chunk)
+        if not self.ledger.resident_of(dataset.number, file):
+            self.policy.forget_file((dataset.number, file))
+            dataset.residency.free_pages(file)
+        dataset.end_change(file)
+        busy = dataset.working(file).busy
+        for cell in victim.cells:
+            busy.pop(cell).set()
+        dataset.rest(file)
+
+    def _remember(self, victim: _Victim) -> None:
+        first, (last, count) = victim.runs[0][0], victim.runs[-1]
+        log.info(
+            "evicted dataset=%d file=%d range=%d-%d bytes=%d",
+            victim.dataset.number,
+            victim.file,
+            first * BLOCK,
+            (last + count) * BLOCK,
+            victim.blocks * BLOCK,
+        )
+        self._gone[victim.chunk] = None
+        while len(self._gone) > REMEMBERED:
+            del self._gone[next(iter(self._gone))]
+
+    def was_evicted(self, dataset: Dataset, file: int, first: int, count: int) -> bool:
+        """Whether something of these blocks was evicted not long ago; told once."""
+        gone = [chunk for chunk in dataset.chunks(file, first, count) if chunk in self._gone]
+        for chunk in gone:
+            del self._gone[chunk]
+        return bool(gone)
+
+    # ---- wrong or unfinished bytes -----------------------------------------------------------------------------------
+
+    def withdraw(self, dataset: Dataset, file: int, first: int, count: int) -> int:
+        """Resident blocks turn out to be wrong: they lose their bits and become reservations of their filler again.
+
+        Nothing is punched: those who hold them go on copying what was there, until the filler says `scrub`.
+        """
+        present = dataset.residency.count(file, first, count)
+        dataset.begin_change(file)
+        dataset.residency.clear_blocks(file, first, count)
+        dataset.end_change(file)
+        dataset.rest(file)
+        self.ledger.commit(dataset.number, file, -present)
+        return present
+
+    async def wait_unheld(self, cells: Hold) -> None:
+        """Return when each of the cells has been seen without a hold."""
+        for cell in cells:
+            if self.ledger.is_held(cell):
+                await self._unheld.setdefault(cell, trio.Event()).wait()
+
+    async def scrub(self, dataset: Dataset, file: int, first: int, count: int, reserved: int) -> None:
+        """Punch the absent blocks among these, into which something may have been written, and end their reservation.
+
+        The caller's fill is still on the books, so that nobody else fetches into them meanwhile. No pin is asked about:
+        what has no bit is in nobody's view.
+        """
+        runs = dataset.missing(file, first, count)
+        with trio.CancelScope(shield=True):
+            try:
+                await trio.to_thread.run_sync(_scrub_all, dataset, file, runs)
+            except OSError as error:
+                # Whatever was written stays on the disk, so its room stays claimed.
+                log.error("cannot punch dataset=%d file=%d: %s", dataset.number, file, error)
+                return
+        self.ledger.cancel(dataset.number, file, reserved)
+
+    async def drop(self, dataset: Dataset, file: int) -> None:
+        """All that is in a file goes: it is not what was written into it. Nobody here has been told of it yet.
+
+        A reader of an earlier engine may have a pin on it; what it sees is wrong already.
+        """
+        with self._taking_away(dataset, file):
+            dataset.residency.clear_file(file)
+            with trio.CancelScope(shield=True):
+                if not await trio.to_thread.run_sync(dataset.folder.drop_file, file):
+                    await trio.to_thread.run_sync(_scrub_all, dataset, file, [(0, dataset.blocks(file))])
+            self.ledger.release(dataset.number, file, self.ledger.resident_of(dataset.number, file))
+
+    async def repair(self, dataset: Dataset, file: int) -> None:
+        """A fill was writing into a file when its engine was killed: the file goes.
+
+        Unless a reader has a pin on it: then what has no bit goes, and the rest, which was whole before it had one,
+        stays.
+        """
+        with self._taking_away(dataset, file), trio.CancelScope(shield=True):
+            if await trio.to_thread.run_sync(dataset.folder.drop_file, file):
+                dataset.residency.clear_file(file)
+                self.ledger.release(dataset.number, file, self.ledger.resident_of(dataset.number, file))
+            else:
+                runs = dataset.missing(file, 0, dataset.blocks(file))
+                await trio.to_thread.run_sync(_scrub_all, dataset, file, runs)
+
+    @contextlib.contextmanager
+    def _taking_away(self, dataset: Dataset, file: int) -> Iterator[None]:
+        dataset.begin_change(file)
+        try:
+            yield
+        finally:
+            if not self.ledger.resident_of(dataset.number, file):
+                self.policy.forget_file((dataset.number, file))
+            dataset.end_change(file)
+            dataset.rest(file)
+
+    # ---- folders -----------------------------------------------------------------------------------------------------
+
+    def add(self, dataset: Dataset, fixed_blocks: int) -> None:
+        """Take in a dataset's folder with what is resident in it; `free` may be negative afterwards."""
+        number = dataset.number
+        self.datasets[number] = dataset
+        self.ledger.set_fixed(_fixed_name(number), fixed_blocks)
+        self.ledger.add_dataset(number, dataset.residency.resident_blocks(), dataset.bitmap_pages())
+        self.policy.adopt(number, self.ledger.files_with_blocks(number))
+
+    def fixed_of(self, dataset: Dataset) -> int:
+        """What the folder costs beside its files."""
+        return self.ledger.fixed_of(_fixed_name(dataset.number))
+
+    async def _remove_idle_folder(self) -> bool:
+        """Remove one folder that nobody uses and of which no file is left; True if there was one."""
+        for dataset in self.datasets.values():
+            idle = not dataset.users and not dataset.work and not dataset.kept
+            if idle and not self.ledger.dataset_resident(dataset.number):
+                break
+        else:
+            return False
+        del self.datasets[dataset.number]
+        dataset.removed = trio.Event()
+        try:
+            with trio.CancelScope(shield=True):
+                dataset.kept = not await trio.to_thread.run_sync(dataset.folder.remove)
+        finally:
+            if dataset.kept:
+                self.datasets[dataset.number] = dataset
+            else:
+                self._forget(dataset)
+            event, dataset.removed = dataset.removed, None
+            event.set()
+        return True
+
+    def _forget(self, dataset: Dataset) -> None:
+        log.info("removed dataset=%d url=%s", dataset.number, dataset.url)
+        dataset.residency.close()
+        self.ledger.remove_dataset(dataset.number)
+        self.ledger.set_fixed(_fixed_name(dataset.number), 0)
+        self.on_removed(dataset)
+
+
+def _fixed_name(number: int) -> str:
+    return f"dataset {number}"
+
+
+def _punch_all(victims: list[_Victim]) -> list[bool]:
+    """Per victim: whether its blocks are gone. In a thread."""
+    return [_punch(victim) for victim in victims]
+
+
+def _punch(victim: _Victim) -> bool:
+    runs = [(first * BLOCK, count * BLOCK) for first, count in victim.runs]
+    try:
+        return victim.dataset.folder.punch_runs(victim.file, runs)
+    except OSError as error:
+        log.error("cannot punch dataset=%d file=%d: %s", victim.dataset.number, victim.file, error)
+        return False
+
+
+def _scrub_all(dataset: Dataset, file: int, runs: list[Run]) -> None:
+    for first, count in runs:
+        dataset.folder.scrub(file, first * BLOCK, count * BLOCK)

@@ -1,0 +1,110 @@
+"""The engine: its parts, put together, and what concerns all of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from streaming.engine.messages import PROTOCOL
+
+from .ahead import Ahead
+from .cache import Cache
+from .fills import Fills
+from .passing import Passing
+from .pool import FetcherPool
+from .sources import Sources
+from .status import document, version
+from .wants import Wants
+from .widen import MAX_WINDOW
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .dataset import Dataset
+    from .options import ServiceOptions
+    from .session import Session
+    from .store import CacheStore
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """One engine of one cache directory. `serve` on the pool and `run` on ahead must be running."""
+
+    def __init__(self, options: ServiceOptions, store: CacheStore, nursery: trio.Nursery) -> None:
+        """`nursery` is where fills run: it outlives every client."""
+        self.options = options
+        self.store = store
+        self.started = time.time()
+        self.cache = Cache(options.cache_limit)
+        self.pool = FetcherPool(options.processes, options.threads, options.part_size)
+        self.fills = Fills(self.cache, self.pool, nursery, options.part_size)
+        self.passing = Passing(self.pool, self.fills.forms)
+        self.wants = Wants(self.cache, self.fills, self.passing)
+        self.ahead = Ahead(self.fills, options.cache_limit, options.part_size, nursery)
+        self.sources = Sources(store, self.cache, self.fills, self.ahead, shard_level=options.verify == "shard")
+        self.sessions: set[Session] = set()
+        self.max_window = min(MAX_WINDOW, options.cache_limit // 4)
+        self.stopping = trio.Event()
+        self._clients_changed = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        return f"Engine({self.options.cache_dir}, {len(self.sessions)} clients, {self.cache})"
+
+    def stop(self) -> None:
+        """Have the engine end."""
+        self.stopping.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody is connected and nothing is being fetched."""
+        return not self.sessions and not self.fills.running
+
+    def clients_changed(self) -> None:
+        """A client has come or gone."""
+        self._clients_changed.unpark_all()
+
+    async def wait_clients_changed(self) -> None:
+        """Return when a client has come or gone."""
+        await self._clients_changed.park()
+
+    def check_expected(self, expected: Mapping[str, Any]) -> None:
+        """Refuse a client that counts on other options."""
+        self.options.check(expected)
+
+    def introduction(self) -> dict[str, Any]:
+        """The answer to `hello`."""
+        return {
+            "protocol": PROTOCOL,
+            "pid": os.getpid(),
+            "version": version(),
+            "cache_dir": str(self.options.cache_dir),
+            "options": self.options.shown(),
+        }
+
+    def file_state(self, dataset: Dataset, file: int) -> dict[str, Any]:
+        """The answer to `state`."""
+        record = dataset.folder.state.get(file)
+        work = dataset.work.get(file)
+        resident = self.cache.ledger.resident_of(dataset.number, file) * 4096
+        if work is not None and work.error is not None:
+            state = "failed"
+        elif dataset.is_complete(file):
+            state = "complete"
+        else:
+            state = "partial" if resident else "absent"
+        hashes = dataset.folder.expected_hashes(file)
+        return {
+            "state": state,
+            "level": record.level if resident else "none",
+            "resident_bytes": min(resident, dataset.size(file)),
+            "source": f"{dataset.url.rstrip('/')}/{dataset.tables.key(file)}",
+            "hash": next((f"{name}:{digest}" for name, digest in hashes.items()), None),
+        }
+
+    async def status_document(self) -> bytes:
+        """The status document (JSON)."""
+        return await document(self)

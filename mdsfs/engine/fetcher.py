@@ -1,0 +1,200 @@
+"""A fetcher process: takes jobs from its engine's socket, does them in plain threads, reports what was written.
+
+`python -m mdsfs.engine.fetcher`, started by `pool`. Memory is bounded by the options: per thread two buffers of 512 KiB
+and the frame at hand, and per thread one part (4 MiB) read ahead for streams. It dies with its engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from streaming.engine import messages
+from streaming.errors import StreamingError, to_wire
+from streaming.remote import RemoteOptions, open_remote
+
+from .fetch import Desk, Done, do
+from .jobs import HashJob, Job, job_from_wire, pieces_to_wire
+from .parts import Helpers
+from .sink import CancelledError, Sink
+from .wire import memfd_of, pack, unpack
+
+if TYPE_CHECKING:
+    from streaming.remote import Remote
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+class _Remotes:
+    """One remote per source, shared by all threads; their counters together are the process's."""
+
+    def __init__(self) -> None:
+        self._remotes: dict[str, Remote] = {}
+        self._lock = threading.Lock()
+
+    def get(self, url: str, options: dict[str, Any]) -> Remote:
+        key = json.dumps([url, options], sort_keys=True)
+        with self._lock:
+            if key not in self._remotes:
+                self._remotes[key] = open_remote(url, RemoteOptions(**options))
+            return self._remotes[key]
+
+    def totals(self) -> list[int]:
+        with self._lock:
+            found = [remote.counters.snapshot() for remote in self._remotes.values()]
+        return [sum(each[name] for each in found) for name in ("requests", "bytes", "errors", "retries")]
+
+
+class _Task:
+    """One job in this process."""
+
+    def __init__(self, number: int, url: str, options: dict[str, Any], job: Job, sink: Sink) -> None:
+        self.number = number
+        self.url = url
+        self.options = options
+        self.job = job
+        self.sink = sink
+
+
+class Fetcher:
+    """The process's threads and the socket to the engine."""
+
+    def __init__(self, sock: socket.socket, threads: int, part_size: int) -> None:
+        self._sock = sock
+        self._remotes = _Remotes()
+        self._todo: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._tasks: dict[int, _Task] = {}
+        self._lock = threading.Lock()
+        self._ending = threading.Lock()
+        helpers = Helpers(threads, part_size)
+        for number in range(threads):
+            threading.Thread(target=self._work, args=(Desk(helpers),), name=f"job-{number}", daemon=True).start()
+
+    def serve(self) -> None:
+        """Take requests until the engine is gone."""
+        while True:
+            packet, fds = messages.receive(self._sock)
+            if not packet:
+                return
+            message, fds = unpack(packet, fds)
+            if message["op"] == "run":
+                self._take(message, fds[0] if fds else -1)
+            elif message["op"] == "prepare":
+                threading.Thread(target=self._prepare, args=(message["url"], message["options"]), daemon=True).start()
+            else:
+                self._cancel(int(message["id"]))
+
+    def _take(self, message: dict[str, Any], fd: int) -> None:
+        number = int(message["id"])
+
+        def report(extents: list[tuple[int, int]], etag: str | None) -> None:
+            self._tell({"id": number, "extents": extents} | ({"etag": etag} if etag else {}))
+
+        sink = Sink(fd, report)
+        task = _Task(number, message["url"], message["options"], job_from_wire(message["job"]), sink)
+        with self._lock:
+            self._tasks[number] = task
+        self._todo.put(task)
+
+    def _cancel(self, number: int) -> None:
+        with self._lock:
+            task = self._tasks.get(number)
+        if task is not None:  # otherwise its end is on the way
+            task.sink.fence()
+            self._tell({"id": number, "fenced": True})
+
+    def _prepare(self, url: str, options: dict[str, Any]) -> None:
+        with contextlib.suppress(StreamingError):  # the first job will hear it again, and tell
+            self._remotes.get(url, options).prepare()
+
+    # ---- threads -----------------------------------------------------------------------------------------------------
+
+    def _work(self, desk: Desk) -> None:
+        while True:
+            task = self._todo.get()
+            done, error = self._attempt(task, desk)
+            extents, etag = task.sink.rest()
+            task.sink.close()
+            with self._lock:
+                del self._tasks[task.number]
+            message: dict[str, Any] = {"id": task.number, "extents": extents} | ({"etag": etag} if etag else {})
+            fds = [memfd_of("seek table", done.table)] if done and done.table is not None else []
+            # Totals must not go backwards on their way to the engine.
+            with self._ending:
+                end = _result(done) if done else {"error": to_wire(error or CancelledError("cancelled"))}
+                self._tell(message | {"end": end, "totals": self._remotes.totals()}, fds)
+
+    def _attempt(self, task: _Task, desk: Desk) -> tuple[Done | None, Exception | None]:
+        try:
+            if task.sink.fenced:
+                raise CancelledError
+            remote = None if isinstance(task.job, HashJob) else self._remotes.get(task.url, task.options)
+            return do(task.job, remote, task.sink, desk), None
+        except (StreamingError, CancelledError) as error:
+            return None, error
+        except Exception as error:
+            # A thread that ended here would take its job, and one place for all later ones, with it.
+            if not task.sink.fenced:
+                # not the job itself: its frames would fill megabytes of the log
+                log.exception("%s of %s failed", type(task.job).__name__, task.job.key)
+            return None, error
+
+    def _tell(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        packet, more = pack(message)
+        try:
+            messages.send(self._sock, packet, [*(fds or ()), *more])
+        except OSError:
+            os._exit(1)  # the engine is gone: nobody wants the rest
+        finally:
+            messages.close_fds([*(fds or ()), *more])
+
+
+def _result(done: Done) -> dict[str, Any]:
+    # What the engine's side adds: counters from the totals, the table from its descriptor.
+    found = asdict(done.result)
+    for name in ("requests", "retries", "errors", "seek_table"):
+        del found[name]
+    found["edges"] = pieces_to_wire(done.result.edges)
+    return found
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the process `parent` ends, also when it has ended already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The process."""
+    parser = argparse.ArgumentParser(prog="mdsfs.engine.fetcher", description=__doc__)
+    for name in ("fd", "parent", "threads", "part-size"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    options = parser.parse_args(argv)
+    die_with_parent(options.parent)
+    # Ctrl-C and a service manager's stop reach the whole group; when to end is the engine's business.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="fetcher %(process)d: %(message)s")
+    sock = socket.socket(fileno=options.fd)
+    sock.setblocking(True)
+    Fetcher(sock, options.threads, options.part_size).serve()
+    sys.stderr.flush()
+    os._exit(0)  # without waiting for threads that are stuck in reads
+
+
+if __name__ == "__main__":
+    main()

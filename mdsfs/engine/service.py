@@ -1,0 +1,91 @@
+"""The engine as a process: owns the directory, serves until told to end or nobody needs it, says when it is ready."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import trio
+
+from .engine import Engine
+from .server import listening, serve_clients
+from .store import CacheStore
+
+if TYPE_CHECKING:
+    import socket
+
+    from .options import ServiceOptions
+
+__all__ = ["serve", "tell"]
+
+log = logging.getLogger(__name__)
+
+
+def serve(options: ServiceOptions) -> int:
+    """Run an engine to its end; returns the exit code. Raises what keeps it from starting.
+
+    With `ready_fd`, that descriptor hears `ok` when clients can connect; errors are the caller's to `tell`.
+    """
+    with (
+        CacheStore.open(options.cache_dir) as store,
+        listening(options.cache_dir, allow_other=options.allow_other) as listener,
+    ):
+        trio.run(_serve, options, store, listener)
+    return 0
+
+
+async def _serve(options: ServiceOptions, store: CacheStore, listener: socket.socket) -> None:
+    # From the outside in, and ended from the inside out: clients, then fills, then the fetchers that fills wait for.
+    async with trio.open_nursery() as fetchers, trio.open_nursery() as work:
+        engine = Engine(options, store, work)
+        await fetchers.start(engine.pool.serve)
+        work.start_soon(engine.ahead.run, name="ahead")
+        await engine.sources.take_in()
+        async with trio.open_nursery() as clients:
+            clients.start_soon(serve_clients, engine, listener, name="clients")
+            clients.start_soon(_end_on_signal, engine, name="signals")
+            if options.idle_exit is not None:
+                clients.start_soon(_end_when_idle, engine, options.idle_exit, name="idle")
+            tell(options.ready_fd, "ok")
+            log.info(
+                "engine pid=%d serves %s with a limit of %d bytes", os.getpid(), options.cache_dir, options.cache_limit
+            )
+            await engine.stopping.wait()
+            clients.cancel_scope.cancel()
+        work.cancel_scope.cancel()
+        fetchers.cancel_scope.cancel()
+    log.info("engine pid=%d ends", os.getpid())
+
+
+async def _end_on_signal(engine: Engine) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("received %s", signal.Signals(number).name)
+            engine.stop()
+
+
+async def _end_when_idle(engine: Engine, seconds: float) -> None:
+    while True:
+        while engine.sessions:
+            await engine.wait_clients_changed()
+        while engine.fills.running:
+            await engine.fills.wait_landing()
+        with trio.move_on_after(seconds):
+            await engine.wait_clients_changed()
+            continue
+        if engine.is_idle:
+            log.info("nobody needed the engine for %g s", seconds)
+            engine.stop()
+            return
+
+
+def tell(ready_fd: int | None, line: str) -> None:
+    """Say once how the start went, to whoever waits for it, and close the descriptor."""
+    if ready_fd is None:
+        return
+    with contextlib.suppress(OSError):  # nobody listens any more
+        os.write(ready_fd, line.encode() + b"\n")
+    os.close(ready_fd)

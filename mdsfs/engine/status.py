@@ -1,0 +1,113 @@
+"""What the engine tells about itself: one JSON document, for `mdsfs status`, `.mdsfs/status` and the `status` op."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .ledger import BLOCK
+
+if TYPE_CHECKING:
+    from .dataset import Dataset
+    from .engine import Engine
+    from .session import Session
+
+__all__ = ["document", "version"]
+
+# Datasets and clients shown one by one; a document must stay something that a person can read.
+MOST_SHOWN = 1000
+
+
+def version() -> str:
+    """Of the installed distribution."""
+    try:
+        return importlib.metadata.version("mdsfs")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+async def document(engine: Engine) -> bytes:
+    """The status of now. Measuring the disk walks the cache's files, in a thread."""
+    disk_bytes = await trio.to_thread.run_sync(engine.store.disk_bytes)
+    shown = {
+        "engine": _engine(engine),
+        "cache": {**_cache(engine), "disk_bytes": disk_bytes},
+        "remote": _remote(engine),
+        "reads": {
+            "hits": engine.wants.hits,
+            "misses": engine.wants.misses,
+            "waiting": engine.fills.waiting,
+            "passed_bytes": engine.passing.passed,
+        },
+        "fills": {
+            "running": engine.fills.running,
+            "failed": engine.fills.failed,
+            "refetched": engine.fills.refetched,
+            "in_flight_bytes": engine.fills.in_flight * BLOCK,
+        },
+        "evictions": {"count": engine.cache.evictions, "bytes": engine.cache.evicted_blocks * BLOCK},
+        "mounts": [mount | {"pid": each.pid} for each in engine.sessions for mount in each.mounts],
+        "datasets": [_dataset(engine, each) for each in list(engine.cache.datasets.values())[:MOST_SHOWN]],
+        "clients": [_client(each) for each in list(engine.sessions)[:MOST_SHOWN]],
+    }
+    return json.dumps(shown, indent=1).encode() + b"\n"
+
+
+def _engine(engine: Engine) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "version": version(),
+        "uptime_seconds": round(time.time() - engine.started, 1),
+        "options": engine.options.shown(),
+    }
+
+
+def _cache(engine: Engine) -> dict[str, Any]:
+    ledger = engine.cache.ledger.statistics()
+    return {
+        "dir": str(engine.options.cache_dir),
+        "limit_bytes": engine.options.cache_limit,
+        "charged_bytes": ledger.used * BLOCK,
+        "fixed_bytes": ledger.fixed * BLOCK,
+        "resident_bytes": ledger.resident * BLOCK,
+        "reserved_bytes": ledger.reserved * BLOCK,
+        "pinned_bytes": engine.cache.pinned_blocks * BLOCK,
+        "chunk_bytes": engine.cache.chunk * BLOCK,
+        "held_chunks": ledger.held_chunks,
+    }
+
+
+def _remote(engine: Engine) -> dict[str, Any]:
+    pool = engine.pool.statistics()
+    return {
+        "requests": pool.requests,
+        "bytes": pool.bytes,
+        "errors": pool.errors,
+        "retries": pool.retries,
+        "jobs_running": pool.running,
+        "jobs_queued": pool.queued,
+        "fetchers": pool.processes,
+        "fetcher_restarts": pool.restarts,
+    }
+
+
+def _dataset(engine: Engine, dataset: Dataset) -> dict[str, Any]:
+    return {
+        "id": dataset.folder.id,
+        "url": dataset.url,
+        "kind": dataset.tables.kind,
+        "files": len(dataset.tables.files),
+        "resident_bytes": engine.cache.ledger.dataset_resident(dataset.number) * BLOCK,
+        "users": dataset.users,
+        "verify": "shard" if dataset.shard_level else "transport",
+        "failed_files": sum(1 for work in dataset.work.values() if work.error is not None),
+    }
+
+
+def _client(session: Session) -> dict[str, Any]:
+    return {"kind": session.kind, "pid": session.pid, "uid": session.peer.uid}

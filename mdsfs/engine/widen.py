@@ -1,0 +1,129 @@
+"""How much to fetch around a read of which nothing is known but the reads before it. Pure.
+
+A first or stray read fetches its own surroundings (128 KiB, aligned): random readers pay little. Two adjacent reads on
+a handle start a stream: 1 MiB ahead of the reader, then twice as much each time the reader has used half of it, past
+the end of the file into the files that follow it by name. A reader asks only for what is absent, so it is normal that
+the next request of a stream starts where the last plan ended, not where the last read did; and a reader that goes on in
+the next file does so on another handle, which takes over the stream that has run into that file.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["GRAIN", "MAX_WINDOW", "Reach", "Widener"]
+
+# What one stray read fetches: the kernel's default readahead, and small beside the 2 MiB that a 4 KiB read may cost.
+GRAIN = 128 * 1024
+FIRST_WINDOW = 1 << 20
+# Enough for 1 GB/s at 60 ms, and one or more whole shards of the usual sizes.
+MAX_WINDOW = 64 << 20
+# Handles remembered per client; the one used longest ago starts over as a stray reader.
+MAX_STREAMS = 1024
+
+Span = tuple[int, int, int]  # file, start, stop
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What to fetch for one read: its surroundings now, and what lies ahead when there is room and time."""
+
+    demand: Span
+    ahead: tuple[Span, ...]
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One reader on its way. `planned`: how far it has been planned, in bytes from the start of `file`."""
+
+    file: int
+    position: int
+    planned: int
+    window: int
+
+
+class Widener:
+    """The streams of one client in one dataset. `size_of(file)` is None where there is no file to widen into."""
+
+    def __init__(self, size_of: Callable[[int], int | None], max_window: int = MAX_WINDOW) -> None:
+        self._size_of = size_of
+        self._max_window = max_window
+        self._streams: OrderedDict[int, _Stream] = OrderedDict()
+        # file → the stream that has been planned into it from the file before
+        self._arrivals: OrderedDict[int, _Stream] = OrderedDict()
+
+    def reach(self, handle: int, file: int, offset: int, length: int) -> Reach:
+        """The plan for a read of absent bytes of `file`; moves the handle's stream along."""
+        size = self._size_of(file) or 0
+        stop = min(offset + length, size)
+        stream = self._stream_at(handle, file, offset)
+        if stream is None:
+            return self._start(handle, file, offset, stop, size)
+        self._advance(stream, stop)
+        start, end = _surroundings(offset, stop, size) if not stream.window else (offset, stop)
+        return Reach((file, start, end), self._ahead(stream, end))
+
+    def _stream_at(self, handle: int, file: int, offset: int) -> _Stream | None:
+        """The stream that this read continues."""
+        stream = self._streams.get(handle)
+        if stream is None or stream.file != file:
+            arrived = self._arrivals.pop(file, None)
+            if arrived is not None and offset <= max(arrived.planned, GRAIN):
+                stream = arrived
+                self._remember(handle, stream)
+        if stream is None or stream.file != file or not stream.position - GRAIN <= offset <= stream.planned + GRAIN:
+            return None
+        self._streams.move_to_end(handle)
+        return stream
+
+    def _start(self, handle: int, file: int, offset: int, stop: int, size: int) -> Reach:
+        start, end = _surroundings(offset, stop, size)
+        self._remember(handle, _Stream(file, stop, end, 0))
+        return Reach((file, start, end), ())
+
+    def _advance(self, stream: _Stream, stop: int) -> None:
+        stream.position = max(stream.position, stop)
+        if not stream.window:
+            stream.window = min(FIRST_WINDOW, self._max_window)
+        elif stop + stream.window // 2 >= stream.planned:
+            stream.window = min(stream.window * 2, self._max_window)
+
+    def _ahead(self, stream: _Stream, end: int) -> tuple[Span, ...]:
+        """What the stream should have fetched beyond `end`, and has not been planned yet."""
+        wanted = stream.position + stream.window
+        if stream.planned - stream.position >= stream.window // 2 and stream.planned > end:
+            return ()
+        start, stream.planned = max(end, stream.planned), max(wanted, stream.planned)
+        spans: list[Span] = []
+        file, base = stream.file, 0
+        while (size := self._size_of(file)) is not None and start < stream.planned:
+            if start - base < size:
+                piece = (file, start - base, min(size, stream.planned - base))
+                spans.append(piece)
+                start = base + piece[2]
+            base, file = base + size, file + 1
+            if start < stream.planned:
+                self._arrive(file, stream.window, stream.planned - base)
+        return tuple(spans)
+
+    def _arrive(self, file: int, window: int, planned: int) -> None:
+        self._arrivals[file] = _Stream(file, 0, max(planned, 0), window)
+        self._arrivals.move_to_end(file)
+        while len(self._arrivals) > MAX_STREAMS:
+            self._arrivals.popitem(last=False)
+
+    def _remember(self, handle: int, stream: _Stream) -> None:
+        self._streams[handle] = stream
+        self._streams.move_to_end(handle)
+        while len(self._streams) > MAX_STREAMS:
+            self._streams.popitem(last=False)
+
+
+def _surroundings(start: int, stop: int, size: int) -> tuple[int, int]:
+    """The range rounded out to GRAIN."""
+    return start - start % GRAIN, min(stop + -stop % GRAIN, size)

@@ -1,0 +1,13 @@
+"""What readers have in common."""
+
+from __future__ import annotations
+
+from streaming.compatibility.shards import JointReader, Reader, SplitReader
+from streaming.mds.shards import FileInfo
+
+__all__ = [
+    "FileInfo",
+    "JointReader",
+    "Reader",
+    "SplitReader",
+]

@@ -1,0 +1,9 @@
+"""Reading JSON lines."""
+
+from __future__ import annotations
+
+from streaming.compatibility.shards import JSONReader
+
+__all__ = [
+    "JSONReader",
+]

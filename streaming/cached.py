@@ -1,0 +1,347 @@
+"""Reading from an engine's cache: its files are mapped, and a table says which of their blocks are there.
+
+Blocks may vanish from a map at any time, so nothing read from it is believed before the table was looked at again:
+generation, bits, copy, generation (RESIDENCY.md). What is absent is asked for; what a sequential reader comes to next
+is told beforehand, so that it is there in time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from streaming.engine.client import EngineClient, Range
+from streaming.engine.residency import BLOCK, ResidencyReader
+from streaming.engine.spawn import EngineOptions
+from streaming.errors import (
+    EngineError,
+    EngineUnavailableError,
+    ReadTimeoutError,
+    ShardCorruptError,
+)
+from streaming.mds.tables import load_tables
+from streaming.remote import RemoteOptions
+from streaming.sources import check_hash_name, map_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from streaming.engine.client import DirectBytes
+    from streaming.reader import Decoder, ShardFile
+
+__all__ = ["Door", "EngineFolder", "open_remote_folder"]
+
+# What a sequential reader asks for at once: one request for many samples.
+STRIDE = 4 << 20
+# How far before itself it has the engine fetch: 1.5 GB/s at 40 ms.
+WINDOW = 64 << 20
+# ... of a small cache only a part, which several readers may share.
+SHARE = 8
+# Ranges in one message, which may be 64 KiB long.
+RANGES = 1024
+# The engine counts use by stretches of a file, and hears of so many with a request.
+TOUCH = 1 << 20
+TOUCHED = 512
+# How long a read waits for bytes that are not in the cache.
+READ_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True)
+class Door:
+    """How to reach an engine, and which dataset to ask it for."""
+
+    connect: Callable[[], EngineClient]
+    url: str
+    identity: dict[str, Any]
+    validate: str | None = None
+    publish: str | None = None
+
+    @classmethod
+    def from_attribute(cls, value: bytes, validate: str | None = None) -> Door:
+        """The door that a mount shows in its extended attribute. Raises ValueError or KeyError for anything else."""
+        found = json.loads(value)
+        if found["protocol"] != 1:
+            raise ValueError(f"engine protocol {found['protocol']}")
+        socket = str(found["socket"])
+        prefix = str(found.get("dataset_prefix") or "").strip("/")
+        url = str(found["url"]).rstrip("/") + (f"/{prefix}" if prefix else "")
+        return cls(lambda: EngineClient.at_socket(socket), url, found["identity"], validate)
+
+
+def open_remote_folder(
+    remote: str,
+    local: Path,
+    split: str,
+    *,
+    cache_limit: int | None = None,
+    attempts: int | None = None,
+    read_timeout: float | None = None,
+    validate_hash: str | None = None,
+) -> EngineFolder:
+    """A remote dataset through the engine of `local`, which is started if need be; whole shards appear in `local`."""
+    options = RemoteOptions.from_environment(attempts=attempts or None, read_timeout=read_timeout)
+    url = remote.removeprefix("file://").rstrip("/") + (f"/{split}" if split else "")
+    if "://" not in url:
+        url = os.path.realpath(url)
+    # every process that opens this directory must ask for the same engine: only what was chosen counts
+    engine = EngineOptions(local.absolute(), cache_limit=cache_limit)
+    door = Door(
+        lambda: EngineClient.connect(engine.cache_dir, engine),
+        url,
+        options.identity(url),
+        "shard" if validate_hash else None,
+        str(engine.cache_dir / split),
+    )
+    folder = EngineFolder(door)
+    check_hash_name(folder.tables, validate_hash)
+    return folder
+
+
+class _Session:
+    """One connection, and what was mapped over it."""
+
+    def __init__(self, door: Door) -> None:
+        self.client = door.connect()
+        try:
+            opened = self.client.open(door.url, door.identity, validate=door.validate, publish=door.publish)
+            self.dataset = next(
+                each for each in opened.datasets if each.kind == "mds" and not each.prefix.strip("/")
+            ).dataset
+            attached = self.client.attach(self.dataset)
+        except StopIteration:
+            self.client.close()
+            raise EngineError(f"{door.url} holds no dataset: expected an index.json there") from None
+        except BaseException:
+            self.client.close()
+            raise
+        try:
+            self.tables = load_tables(memoryview(map_file(attached.tables, os.fstat(attached.tables).st_size)))
+            view = memoryview(map_file(attached.residency, os.fstat(attached.residency).st_size))
+        finally:
+            attached.close()
+        self.residency = ResidencyReader(view, self.tables.bitmap_at, self.tables.files["size"])
+        self.generations = view[BLOCK : BLOCK + 8 * len(self.tables.files)].cast("Q")
+
+
+class EngineFolder:
+    """Files in an engine's cache. After a lost engine, or a fork, the next read that misses connects anew."""
+
+    fetches = True
+
+    def __init__(self, door: Door, timeout: float = READ_TIMEOUT) -> None:
+        self._door = door
+        self._timeout = timeout
+        self._session = _Session(door)
+        self.tables = self._session.tables
+        self._sizes = self.tables.files["size"]
+        limit = int(self._session.client.engine["options"]["cache_limit"])
+        # below the stride the reader would only get in the way of others
+        self.window = min(WINDOW, limit // SHARE)
+        self.stride = min(STRIDE, self.window // 2)
+        self._entered = -1
+        # what was read without asking: one place in each stretch, for the engine to know what is used
+        self.touched: dict[tuple[int, int], tuple[int, int]] = {}
+        self._told = (-1, 0)  # how far ahead the engine was told: file, offset
+        self.spare: tuple[int, int, bytes] = (-1, 0, b"")  # came uncached, and more than was needed: file, offset
+
+    def __del__(self) -> None:
+        if (session := getattr(self, "_session", None)) is not None:
+            session.client.close()
+
+    def open(self, file: int) -> ShardFile:
+        """Raises what keeps the file from being read."""
+        return _EngineFile(self, file, self.tables.name(file), int(self._sizes[file]))
+
+    def entering(self, file: int) -> None:
+        """A reader that opens one file after the other reads on in the next one too."""
+        if file == self._entered + 1:
+            self.tell(file, 0)
+        self._entered = file
+
+    def tell(self, file: int, position: int) -> None:
+        """A sequential reader has come to here: have the engine fetch what comes next, as far as the window."""
+        told_file, told = max(self._told, (file, position)) if self._told[0] <= file + 64 else (file, position)
+        budget = self.window - self._distance(file, position, told_file, told)
+        ranges: list[Range] = []
+        while budget >= self.stride > 0 and told_file < len(self._sizes) and len(ranges) < RANGES:
+            left = int(self._sizes[told_file]) - told
+            length = min(left, budget)
+            if length > 0:
+                ranges.append((told_file, told, length))
+            budget -= length
+            told += length
+            if length == left:
+                told_file, told = told_file + 1, 0
+        self._told = (told_file, told)
+        if ranges:
+            self._session.client.ahead(self._session.dataset, ranges)
+
+    def _distance(self, file: int, position: int, to_file: int, to: int) -> int:
+        between = sum(int(size) for size in self._sizes[file:to_file]) if to_file > file else 0
+        return between + to - position
+
+    def prefetch(self, files: Sequence[int]) -> None:
+        """Have whole files fetched, in this order, as far as the cache has room to spare; returns at once."""
+        budget = self.window
+        ranges: list[Range] = []
+        for file in files:
+            size = int(self._sizes[file])
+            if self._session.residency.is_resident(file, 0, size):
+                continue
+            if (budget := budget - size) < 0 or len(ranges) == RANGES:
+                break
+            ranges.append((file, 0, size))
+        if ranges and not self._session.client.closed:
+            self._session.client.ahead(self._session.dataset, ranges)
+
+    def status(self) -> dict[str, Any]:
+        """The engine's status."""
+        found: dict[str, Any] = json.loads(self.session(self.deadline()).client.status())
+        return found
+
+    def session(self, deadline: float) -> _Session:
+        """The living session; waits for an engine to come back (the mount starts one) until the deadline."""
+        pause = 0.02
+        while self._session.client.closed:
+            try:
+                self._session = _Session(self._door)
+            except EngineUnavailableError:
+                # nothing tells that somebody else has started an engine but trying
+                if time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
+        return self._session
+
+    def deadline(self) -> float:
+        """When a read that starts now gives up."""
+        return time.monotonic() + self._timeout
+
+
+class _Guard:
+    """`whole[0]`: the generation at which all of the file was resident. While it stands, nothing was taken away."""
+
+    __slots__ = ("file", "generations", "whole")
+
+    def __init__(self, generations: Any, file: int, whole: int) -> None:
+        self.generations, self.file, self.whole = generations, file, [whole]
+
+
+class _EngineFile:
+    """A cache file: mapped, and checked against the residency table after every copy."""
+
+    def __init__(self, folder: EngineFolder, file: int, name: str, size: int) -> None:
+        self.name, self.size, self.memory = name, size, 0
+        self._folder, self._file = folder, file
+        self._last = self._asked = 0  # where the last read ended, and up to where the reader has told of itself
+        self._adopt(folder.session(folder.deadline()))
+
+    def _adopt(self, session: _Session) -> None:
+        opened = session.client.file(session.dataset, self._file)
+        try:
+            if opened.size != self.size:
+                raise ShardCorruptError(f"{self.name}: expected {self.size} bytes, the engine has {opened.size}")
+            self.raw = map_file(opened.fd, self.size)
+        finally:
+            os.close(opened.fd)
+        self._session = session
+        self.guard = _Guard(session.generations, self._file, -1)
+        if opened.direct:  # the source's own file, which the engine neither fills nor takes away
+            self.guard.whole[0] = session.generations[self._file]
+
+    def head(self, stop: int) -> memoryview:
+        return memoryview(self._get(0, stop))
+
+    def decode(self, decoder: Decoder, start: int, stop: int) -> dict[str, Any]:
+        return decoder(self._get(start, stop), 0, stop - start)
+
+    def _get(self, start: int, stop: int) -> bytes:
+        """A copy of these bytes, fetched if need be."""
+        if start == self._last and start >= self._asked:
+            self._go_on(start)
+        self._last = stop
+        found = self._copy(start, stop)
+        if found is not None:
+            return found
+        file, at, spare = self._folder.spare
+        if file == self._file and at <= start and stop <= at + len(spare):
+            return spare[start - at : stop - at]
+        return self._wait(start, stop)
+
+    def _go_on(self, start: int) -> None:
+        """A sequential reader is here."""
+        folder, guard = self._folder, self.guard
+        if folder.stride and guard.whole[0] != guard.generations[self._file]:
+            folder.tell(self._file, start)
+        self._asked = start + max(folder.stride // 4, 1)
+
+    def _copy(self, start: int, stop: int) -> bytes | None:
+        """A copy of these bytes if they are resident."""
+        guard, file = self.guard, self._file
+        generation = guard.generations[file]
+        if generation != guard.whole[0]:
+            residency = self._session.residency
+            if generation & 1 or not residency.is_resident(file, start, stop - start):
+                return None
+            if len(touched := self._folder.touched) < TOUCHED:
+                touched[file, start // TOUCH] = (file, start)
+            # looked at when a reader has come a good deal further, not for each sample
+            if start // BLOCK % 64 == 0 and residency.is_resident(file, 0, self.size):
+                guard.whole[0] = generation
+        data: bytes = self.raw[start:stop]
+        return data if guard.generations[file] == generation else None
+
+    def _wait(self, start: int, stop: int) -> bytes:
+        deadline = self._folder.deadline()
+        while True:
+            try:
+                fetched = self._fetch(start, stop, deadline)
+            except EngineUnavailableError:
+                self._adopt(self._folder.session(deadline))
+                continue
+            if fetched is None:
+                fetched = self._copy(start, stop)
+            if fetched is not None:
+                return fetched
+
+    def _fetch(self, start: int, stop: int, deadline: float) -> bytes | None:
+        """Have the engine bring these bytes; None if they came, but not for good."""
+        session = self._folder.session(deadline)
+        if session is not self._session:
+            self._adopt(session)
+            session = self._session
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ReadTimeoutError(f"{self.name}: bytes {start} to {stop} did not come in time")
+        ahead = stop
+        if self._asked > start:  # a sequential reader: one request for many samples
+            ahead = min(max(stop, start + self._folder.stride // 4), self.size)
+        ranges = [(self._file, start, stop - start)]
+        if ahead > stop:
+            ranges.append((self._file, stop, ahead - stop))
+        touched = self._folder.touched
+        self._folder.touched = {}
+        with session.client.held(session.dataset, ranges, timeout=left, touch=touched.values()) as wanted:
+            if wanted.direct:
+                return self._assemble(wanted.direct, start, stop)
+            # held: what is copied now can't be taken away
+            data: bytes = self.raw[start:stop]
+            return data if session.client.is_alive() else None
+
+    def _assemble(self, pieces: Sequence[DirectBytes], start: int, stop: int) -> bytes | None:
+        """Pieces that came uncached; what the reader comes to next is kept."""
+        positions: dict[int, int] = {}
+        found: dict[int, bytes] = {}
+        for piece in pieces:
+            at = positions.get(piece.fd, 0)
+            positions[piece.fd] = at + piece.length
+            found[piece.offset] = os.pread(piece.fd, piece.length, at)
+        if stop in found:
+            self._folder.spare = (self._file, stop, found[stop])
+        if start in found:
+            return found[start]
+        return self._copy(start, stop)

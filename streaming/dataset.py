@@ -1,0 +1,400 @@
+"""`StreamingDataset`: samples of one or several streams, in an order that every rank and worker agrees on.
+
+The order is `streaming.order`'s, the bytes are the streams'. This class puts the two together, says where an epoch
+begins, and has what comes next fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streaming.array import Array
+from streaming.board import Board
+from streaming.compatibility.arguments import number_abbrev_to_int
+from streaming.mixing import Mix
+from streaming.order.epoch import epoch_length, rank_order
+from streaming.order.spec import OrderSpec, StreamSpec
+from streaming.order.world import World
+from streaming.sizes import parse_size
+from streaming.stream import Stream
+from streaming.torch_door import SeenByTorch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["StreamingDataset"]
+
+# Earlier spellings, which still work.
+_RENAMED = {"samples_per_epoch": "epoch_size"}
+
+
+class StreamingDataset(Array, SeenByTorch):
+    """A dataset to iterate, shuffled or not, from any number of ranks and workers; samples can be indexed too.
+
+    Args:
+        streams: The streams; or give `remote` and `local` of the only one.
+        remote, local, split, download_retry, download_timeout, validate_hash, keep_zip: See `Stream`; defaults of
+            `streams` otherwise.
+        epoch_size: Samples in an epoch (`100_000` or `"100k"`), where streams are weighted by proportion or not at all.
+        predownload: How many samples ahead of a worker their shards are fetched; by default 8 batches.
+        cache_limit: Bytes (`"10gb"`) that the cache of remote streams takes at most; local data is never removed.
+        sampling_method, sampling_granularity: How an epoch picks parts of streams: `balanced` or `fixed`.
+        partition_algo, num_canonical_nodes, shuffle, shuffle_algo, shuffle_seed, shuffle_block_size, batching_method:
+            The order; see the guide.
+        batch_size: Samples per batch and device, as given to the DataLoader. Needed for iterating.
+        allow_unsafe_types: Decode columns of type `pkl`, which can run any code.
+        replication: So many consecutive ranks see the same samples.
+        stream_name, stream_config: Accepted for 0.13.0's sake; `stream_config` gives keyword arguments of `Stream`.
+        zero_copy: See `LocalDataset`.
+        rank, world_size, local_world_size: This process among others; by default from RANK, WORLD_SIZE and
+            LOCAL_WORLD_SIZE, or a process group that is initialized by the time of the first iteration.
+
+    Raises:
+        ValueError: arguments that don't fit each other, or the data.
+    """
+
+    def __init__(
+        self,
+        *,
+        streams: Sequence[Stream] | None = None,
+        remote: str | None = None,
+        local: str | None = None,
+        split: str | None = None,
+        download_retry: int = 2,
+        download_timeout: float = 60.0,
+        validate_hash: str | None = None,
+        keep_zip: bool = False,
+        epoch_size: int | str | None = None,
+        predownload: int | None = None,
+        cache_limit: int | str | None = None,
+        sampling_method: str = "balanced",
+        sampling_granularity: int = 1,
+        partition_algo: str = "relaxed",
+        num_canonical_nodes: int | None = None,
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        shuffle_algo: str = "py1e",
+        shuffle_seed: int = 9176,
+        shuffle_block_size: int | None = None,
+        batching_method: str = "random",
+        allow_unsafe_types: bool = False,
+        replication: int | None = None,
+        stream_name: str = "stream",
+        stream_config: dict[str, Any] | None = None,
+        zero_copy: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        local_world_size: int | None = None,
+        **renamed: Any,
+    ) -> None:
+        epoch_size = _accept_renamed(renamed, {"epoch_size": epoch_size})["epoch_size"]
+        if streams is not None and (remote is not None or local is not None):
+            raise ValueError("You must provide either `streams` or `remote`/`local`, but not both.")
+        self.predownload = predownload
+        self.cache_limit = None if cache_limit is None else parse_size(_whole(cache_limit))
+        self.sampling_method = sampling_method
+        self.sampling_granularity = sampling_granularity
+        self.partition_algo = partition_algo
+        self.num_canonical_nodes = num_canonical_nodes
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.shuffle_algo = shuffle_algo
+        self.shuffle_seed = shuffle_seed
+        self.shuffle_block_size = shuffle_block_size
+        self.batching_method = batching_method
+        self.allow_unsafe_types = allow_unsafe_types
+        self.replication = replication
+        self.stream_name = stream_name
+        self.zero_copy = zero_copy
+        self.initial_physical_nodes: int | None = None
+        self.epoch_seed_change = shuffle and sampling_method == "balanced"
+        self._block_size_given = shuffle_block_size is not None
+        if (rank is None) != (world_size is None):
+            raise ValueError("`rank` and `world_size` go together: give both or none")
+        self._rank_given = (rank, world_size, local_world_size)
+        self._check()
+        if streams is None:
+            streams = [Stream(remote=remote, local=local, split=split, **(stream_config or {}))]
+        defaults = {
+            "remote": remote,
+            "local": local,
+            "split": split,
+            "download_retry": download_retry,
+            "download_timeout": download_timeout,
+            "validate_hash": validate_hash,
+            "keep_zip": keep_zip,
+        }
+        for stream in streams:
+            stream.apply_default(defaults)
+        self.streams = list(streams)
+        self.num_streams = len(self.streams)
+        _check_folders(self.streams)
+        self._open()
+        size = None if epoch_size is None else number_abbrev_to_int(epoch_size)
+        if size is not None and size < 0:
+            raise ValueError(f"Epoch size cannot be negative. Received {size}.")
+        self.epoch_size = Stream.apply_weights(self.streams, self.samples_per_stream, size, shuffle_seed)
+        self.length = ceil(self.epoch_size / self._world().num_ranks)
+        self._board = Board()
+
+    def _check(self) -> None:
+        if self.sampling_method not in ("balanced", "fixed"):
+            raise ValueError(f"Invalid sampling method: {self.sampling_method}. Must be one of `balanced` or `fixed`.")
+        if self.sampling_granularity <= 0:
+            raise ValueError(
+                f"`sampling_granularity` must be a positive integer, but got: {self.sampling_granularity}."
+            )
+        if self.batching_method not in ("random", "stratified", "per_stream", "device_per_stream"):
+            raise ValueError(
+                f"Invalid batching method: {self.batching_method}. "
+                "Must be one of `random`, `stratified`, `per_stream`, or `device_per_stream`."
+            )
+        if self.shuffle_seed < 0:
+            raise ValueError(f"`shuffle_seed` must be a non-negative integer, but got: {self.shuffle_seed}.")
+        if self.predownload is None:
+            self.predownload = 8 * self.batch_size if self.batch_size else 64
+        elif self.batch_size is not None and self.predownload < self.batch_size:
+            warnings.warn(
+                f"predownload < batch_size ({self.predownload} < {self.batch_size}). This may result in slower batch "
+                "time. Recommendation is to set predownload to at-least batch_size.",
+                stacklevel=3,
+            )
+
+    # ---- the data ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._mix = Mix(
+            self.streams, cache_limit=self.cache_limit, views=self.zero_copy, allow_unsafe_types=self.allow_unsafe_types
+        )
+        self._read = self._mix.reader()
+        self.num_samples = self._mix.num_samples
+        self._plain = type(self).get_item is StreamingDataset.get_item
+        self._plain = self._plain and type(self).__getitem__ is StreamingDataset.__getitem__
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a spawned worker has no process group to ask
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_mix", "_read")}
+        world = self._place()
+        return state | {"_rank_given": (world.rank, world.num_ranks, world.ranks_per_node)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __getattr__(self, name: str) -> Any:
+        # what is said about the data: num_shards, samples_per_shard, spanner …
+        if name.startswith("_") or "_mix" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._mix, name)
+
+    @property
+    def size(self) -> int:
+        """Samples in all streams, each counted once."""
+        return self.num_samples
+
+    def __len__(self) -> int:
+        """Samples of an epoch on this rank."""
+        return epoch_length(self._spec(), self._world())
+
+    def get_item(self, sample_id: int, retry: int = 7) -> Any:
+        """One sample by its id, 0 ≤ id < size. The hook to override for a transform."""
+        return self._read(sample_id)
+
+    def __getitem__(self, at: Any) -> Any:
+        if type(at) is int and 0 <= at < self.num_samples:
+            return self.get_item(at)
+        return super().__getitem__(at)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether samples are given as they are stored: no subclass has changed how one is read."""
+        return self._plain and type(self).__iter__ is StreamingDataset.__iter__
+
+    @property
+    def read(self) -> Callable[[int], dict[str, Any]]:
+        """The function from id to sample, beside every override."""
+        return self._read
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that see different samples."""
+        return self._world().num_ranks
+
+    def prefetch(self, ids: Any) -> None:
+        """Have the shards of these samples fetched, in the order in which they come up; returns at once."""
+        self._mix.prefetch(np.asarray(ids, np.int64))
+
+    def load_batch(self, ids: Any, columns: Sequence[str] | None = None, out: dict[str, Any] | None = None) -> Any:
+        """Samples column by column. See `streaming.gather.load_batch`."""
+        return self._mix.load_batch(ids, columns, out)
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Have a shard fetched; blocking: until its first sample can be read."""
+        self._mix.prefetch_shards([shard_id])
+        if blocking and self._mix.samples_per_shard[shard_id]:
+            self._read(int(self._mix.sample_offset_per_shard[shard_id]))
+
+    def evict_shard(self, shard_id: int) -> None:
+        """Let go of a shard. The cache, which others use too, drops its bytes when it needs the room."""
+        self._mix.close_shard(shard_id)
+
+    def evict_coldest_shard(self) -> None:
+        """Nothing to do: the cache keeps its limit by itself."""
+
+    @property
+    def cache_usage(self) -> int:
+        """Bytes that the caches of the remote streams take."""
+        return self._mix.cache_usage()
+
+    # ---- the order ---------------------------------------------------------------------------------------------------
+
+    def _place(self) -> World:
+        """Which rank and worker this is: as given, or as a process group or the environment says by now."""
+        rank, ranks, local = self._rank_given
+        if rank is None:
+            return World.detect()
+        per_node = local or int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return World((ranks or rank + 1) // per_node, per_node, 1, rank).detect_workers()
+
+    def _world(self) -> World:
+        """The same, ranks that see the same samples taken as one."""
+        world = self._place()
+        return world if self.replication is None else world.replicate(self.replication)
+
+    def _settle(self, world: World, state: dict[str, Any] | None) -> None:
+        """Fix what the order depends on: as loaded, as given, or as these nodes suggest."""
+        if state is not None:
+            self.num_canonical_nodes = state["num_canonical_nodes"] or self.num_canonical_nodes
+            self.initial_physical_nodes = state["initial_physical_nodes"]
+            if state["shuffle_seed"] is not None:
+                self.shuffle_seed = state["shuffle_seed"]
+        if not self.num_canonical_nodes:
+            self.num_canonical_nodes = OrderSpec.default_canonical_nodes(self.shuffle_algo, world.num_nodes)
+        if not self._block_size_given:
+            self.shuffle_block_size = OrderSpec.default_block_size(self.num_canonical_nodes)
+
+    def _spec(self) -> OrderSpec:
+        return OrderSpec(
+            streams=tuple(
+                StreamSpec(sizes, stream.choose, stream.proportion)
+                for sizes, stream in zip(self._mix.shard_sizes, self.streams, strict=True)
+            ),
+            batch_size=self.batch_size or 1,
+            canonical_nodes=self.num_canonical_nodes or 1,
+            seed=self.shuffle_seed,
+            shuffle=self.shuffle,
+            shuffle_algo=self.shuffle_algo,
+            block_size=self.shuffle_block_size or 1,
+            partition_algo=self.partition_algo,
+            batching_method=self.batching_method,
+            sampling_method=self.sampling_method,
+            sampling_granularity=self.sampling_granularity,
+            initial_nodes=self.initial_physical_nodes,
+        )
+
+    def begin_epoch(self, workers: int | None = None) -> NDArray[np.int64]:
+        """Start the next epoch: ids of what this rank reads, [workers][batches][batch size], -1 for none.
+
+        `workers`: of this rank, where that is not what torch says of this process.
+        """
+        if self.batch_size is None:
+            raise ValueError(
+                "Please pass `batch_size` to StreamingDataset. It should be set the same as the DataLoader, and is the "
+                "number of samples per batch, for each device. It is necessary for deterministic resumption and "
+                "optimal performance."
+            )
+        world = self._world()
+        if workers is not None:
+            world = World(world.num_nodes, world.ranks_per_node, workers, world.rank * workers)
+        epoch, state = self._board.begin()
+        self._settle(world, state)
+        return rank_order(self._spec(), world, epoch, (state or {}).get("sample_in_epoch") or 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The samples of this rank and worker in the next epoch, or in the rest of the one that was resumed."""
+        ids = self.begin_epoch()[self._world().worker_of_rank].reshape(-1)
+        ids = ids[ids >= 0]
+        ahead = max(self.predownload or 0, 1)
+        read = self._read if self._plain else self._hook()
+        for at in range(0, len(ids), ahead):
+            self._mix.prefetch(ids[at + ahead : at + 2 * ahead] if at else ids[: 2 * ahead])
+            for sample_id in ids[at : at + ahead].tolist():
+                yield read(sample_id)
+
+    def _hook(self) -> Any:
+        overridden = type(self).__getitem__ is not StreamingDataset.__getitem__
+        return self.__getitem__ if overridden else self.get_item
+
+    def resample_streams(self, epoch: int, stream_id: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(sizes of what is shuffled as one, sample id of each drawn position) of an epoch, or of one stream in it."""
+        draw = self._spec().draw(epoch, stream_id)
+        return draw.units, draw.lookup(np.arange(draw.size, dtype=np.int64))
+
+    # ---- the state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that iterating starts next."""
+        return self._board.next_epoch
+
+    @next_epoch.setter
+    def next_epoch(self, epoch: int) -> None:
+        self._board.next_epoch = epoch
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """Where the run is: JSON-safe, the same on every rank.
+
+        Args:
+            num_samples: Samples that all ranks together have seen in this epoch.
+            from_beginning: Whether that is since the epoch's start, not since it was resumed.
+        """
+        world = self._world()
+        epoch = self.next_epoch - 1
+        state = self._board.loaded(epoch)
+        if state is not None and (state["epoch"] or 0) > epoch:  # loaded, and nothing iterated since
+            epoch, state = int(state["epoch"] or 0), self._board.loaded(int(state["epoch"] or 0))
+        self._settle(world, state)
+        offset = 0 if from_beginning or state is None else int(state["sample_in_epoch"] or 0)
+        return {
+            "epoch": epoch,
+            "sample_in_epoch": offset + num_samples,
+            "num_canonical_nodes": self.num_canonical_nodes,
+            "shuffle_seed": self.shuffle_seed,
+            "initial_physical_nodes": self.initial_physical_nodes or world.num_nodes,
+        }
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Go on from a `state_dict` at the next iteration, in workers that run already too."""
+        self._board.load(obj)
+
+
+def _whole(size: int | str) -> int | str:
+    return size if isinstance(size, str) else int(size)
+
+
+def _accept_renamed(renamed: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by their earlier names, with a warning. Raises TypeError for a name that never was one."""
+    for old, value in renamed.items():
+        new = _RENAMED.get(old)
+        if new is None:
+            raise TypeError(f"StreamingDataset got an unexpected keyword argument {old!r}")
+        warnings.warn(f"`{old}` is called `{new}` since 0.5: use that", DeprecationWarning, stacklevel=4)
+        values[new] = value if values[new] is None else values[new]
+    return values
+
+
+def _check_folders(streams: Sequence[Stream]) -> None:
+    """A local folder can be the cache of one remote only."""
+    remotes: dict[tuple[str, str], str | None] = {}
+    for stream in streams:
+        place = (os.path.realpath(stream.local), stream.split or "")
+        other = remotes.setdefault(place, stream.remote)
+        if stream.remote is not None and other not in (None, stream.remote):
+            raise ValueError(f"Reused local directory: {place[0]} vs {place[0]}. Provide a different one.")

@@ -1,0 +1,504 @@
+"""A synchronous client of an engine: thread-safe, and aware of fork.
+
+Any number of threads may have requests open at once. There is no background thread (it would not survive a fork):
+whichever waiting thread finds nobody at the socket receives for all. In a forked child the connection is closed; the
+child makes its own. Nothing reconnects by itself, since dataset numbers, tables and descriptors of a dead engine are
+void: `EngineUnavailableError` tells the caller to start over from `connect`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from streaming.errors import (
+    EngineError,
+    EngineRefusedError,
+    EngineUnavailableError,
+    ProtocolError,
+    ReadTimeoutError,
+    from_wire,
+)
+
+from . import messages
+from .address import prepare_runtime_directory, socket_path
+from .spawn import START_TIMEOUT, EngineOptions, spawn_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
+
+__all__ = ["Attached", "DirectBytes", "EngineClient", "OpenedDataset", "OpenedFile", "Source", "Wanted"]
+
+# Opening may list a bucket and parse an index of a million shards; anything else is answered from memory.
+OPEN_TIMEOUT = 300.0
+REPLY_TIMEOUT = 30.0
+# The engine answers a `want` at its deadline; this long after it the engine itself is stuck.
+GRACE = 5.0
+
+Range = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedDataset:
+    """One dataset of a source, as `open` answers."""
+
+    dataset: int
+    prefix: str
+    kind: str
+    files: int
+    shown_size: int
+    url: str
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What `open` found."""
+
+    datasets: tuple[OpenedDataset, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Descriptors of a dataset's tables, residency table and shown index (None for objects); the caller closes them."""
+
+    tables: int
+    residency: int
+    index: int | None
+
+    def close(self) -> None:
+        """Close all of them."""
+        messages.close_fds([fd for fd in (self.tables, self.residency, self.index) if fd is not None])
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFile:
+    """A cache file (or, when direct, the source's own file); the caller closes the descriptor."""
+
+    fd: int
+    size: int
+    direct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DirectBytes:
+    """A range that had no room in the cache: its bytes are all that the memfd holds, from its start."""
+
+    file: int
+    offset: int
+    length: int
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An answered `want`: what is not in `direct` is resident and held until `done`."""
+
+    id: int
+    direct: tuple[DirectBytes, ...]
+
+    def close(self) -> None:
+        """Close the memfds."""
+        messages.close_fds(list({each.fd for each in self.direct}))
+
+
+class _Pending:
+    """One open request of this process."""
+
+    __slots__ = ("fds", "reply")
+
+    def __init__(self) -> None:
+        self.reply: dict[str, Any] | None = None
+        self.fds: list[int] = []
+
+
+_clients: weakref.WeakSet[EngineClient] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for client in list(_clients):
+        client._forget_connection()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+class EngineClient:
+    """One connection to an engine."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Takes over a connected socket; `at_socket` and `connect` are the usual doors."""
+        sock.setblocking(False)
+        self._sock: socket.socket | None = sock
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._abandoned_wants: set[int] = set()
+        self._state = threading.Condition()
+        self._receiving = False
+        self._sending = threading.Lock()
+        self.engine: dict[str, Any] = {}
+        _clients.add(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._sock is None else f"engine {self.engine.get('pid')}"
+        return f"EngineClient({state}, {len(self._pending)} open requests)"
+
+    # ---- connecting --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def at_socket(
+        cls, path: str | os.PathLike[str], *, client: str = "reader", expect: dict[str, Any] | None = None
+    ) -> EngineClient:
+        """Connect to the engine that listens there; raises EngineUnavailableError where none does."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        sock.settimeout(REPLY_TIMEOUT)
+        try:
+            sock.connect(os.fspath(path))
+        except PermissionError as error:
+            sock.close()
+            raise EngineRefusedError(
+                f"the engine at {path} serves its own user only: start it with --allow-other"
+            ) from error
+        except OSError as error:
+            sock.close()
+            raise EngineUnavailableError(f"no engine answers at {path}: {error.strerror or error}") from error
+        self = cls(sock)
+        try:
+            self.engine = self.hello(client, expect)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @classmethod
+    def connect(
+        cls, cache_dir: str | os.PathLike[str], spawn: EngineOptions | None = None, *, client: str = "reader"
+    ) -> EngineClient:
+        """Connect to the engine of a cache directory, starting it with these options where none runs.
+
+        However many processes call this at once, one engine starts and all get it. An engine that runs with other
+        options than were chosen is an EngineRefusedError.
+        """
+        expect = spawn.expect() if spawn else None
+        if spawn is not None:
+            _make_cache_directory(cache_dir)
+        path = _existing_socket(cache_dir)
+        with contextlib.suppress(EngineUnavailableError):
+            return cls.at_socket(path, client=client, expect=expect)
+        if spawn is None:
+            raise EngineUnavailableError(
+                f"no engine runs for {cache_dir}: start one with mdsfs engine --cache-dir {cache_dir}"
+            )
+        with _starting(path):
+            return cls._connect_or_spawn(path, spawn, client)
+
+    @classmethod
+    def _connect_or_spawn(cls, path: Path, spawn: EngineOptions, client: str) -> EngineClient:
+        deadline = time.monotonic() + START_TIMEOUT
+        # An engine started by hand may hold the directory and not listen yet, or be on its way out: neither can be
+        # waited for other than by trying again.
+        for pause in itertools.chain((0.05, 0.1, 0.2), itertools.repeat(0.5)):
+            try:
+                return cls.at_socket(path, client=client, expect=spawn.expect())
+            except EngineUnavailableError:
+                try:
+                    spawn_engine(spawn)
+                    continue
+                except EngineRefusedError:
+                    if time.monotonic() > deadline:
+                        raise
+            time.sleep(pause)
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def close(self) -> None:
+        """End the connection; everything claimed over it ends with it, and open requests fail."""
+        with self._state:
+            sock, self._sock = self._sock, None
+            self._state.notify_all()
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is gone: closed, broken, or left behind in the parent of this process."""
+        return self._sock is None
+
+    def is_alive(self) -> bool:
+        """Whether the engine is still at the other end, hence whether what it holds for us is still held."""
+        sock = self._sock
+        if sock is None:
+            return False
+        poll = select.poll()
+        poll.register(sock, 0)  # POLLHUP and POLLERR are always told
+        return not poll.poll(0)
+
+    def _forget_connection(self) -> None:
+        # In a forked child: drop our copy of the socket without a word to the engine, which still talks to the parent.
+        # Locks may have been held by threads that do not exist here.
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            os.close(sock.detach())
+        self._state = threading.Condition()
+        self._sending = threading.Lock()
+        self._receiving = False
+        self._pending = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- operations --------------------------------------------------------------------------------------------------
+
+    def hello(self, client: str, expect: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Introduce this process; the answer tells the engine's pid, version, cache directory and options."""
+        message: dict[str, Any] = {"op": "hello", "protocol": messages.PROTOCOL, "client": client, "pid": os.getpid()}
+        if expect:
+            message["expect"] = expect
+        reply, _ = self._call(message)
+        return reply
+
+    def open(
+        self,
+        url: str,
+        identity: dict[str, Any],
+        *,
+        list: bool = False,
+        validate: str | None = None,
+        publish: str | None = None,
+        timeout: float = OPEN_TIMEOUT,
+    ) -> Source:
+        """Open a source: its dataset, or with `list` all that lies under it."""
+        message = {
+            "op": "open",
+            "url": url,
+            "identity": identity,
+            "list": list,
+            "validate": validate,
+            "publish": publish,
+        }
+        reply, _ = self._call(message, timeout)
+        datasets = tuple(
+            OpenedDataset(**{name: each[name] for name in OpenedDataset.__slots__}) for each in reply["datasets"]
+        )
+        return Source(datasets, tuple(reply["warnings"]))
+
+    def attach(self, dataset: int) -> Attached:
+        """The tables, the residency table and the shown index of a dataset, as descriptors to map."""
+        _, fds = self._call({"op": "attach", "dataset": dataset}, fds=(2, 3))
+        return Attached(fds[0], fds[1], fds[2] if len(fds) > 2 else None)
+
+    def file(self, dataset: int, file: int) -> OpenedFile:
+        """The cache file of a file, or the source's own where it lies on a local disk."""
+        reply, fds = self._call({"op": "file", "dataset": dataset, "file": file}, fds=(1, 1))
+        return OpenedFile(fds[0], int(reply["size"]), bool(reply["direct"]))
+
+    def want(
+        self,
+        dataset: int,
+        ranges: Sequence[Range],
+        *,
+        handle: int | None = None,
+        timeout: float = 60.0,
+        touch: Iterable[tuple[int, int]] = (),
+    ) -> Wanted:
+        """Wait until the ranges can be read. Afterwards they stay, until `done` with the answer's id."""
+        message = {
+            "op": "want",
+            "dataset": dataset,
+            "ranges": ranges,
+            "handle": handle,
+            "timeout": timeout,
+            "touch": [*touch],
+        }
+        reply, fds = self._call(message, timeout + GRACE, fds=(0, messages.MAX_FDS))
+        try:
+            direct = tuple(DirectBytes(file, at, length, fds[n]) for file, at, length, n in reply.get("direct", ()))
+        except (IndexError, TypeError, ValueError) as error:
+            messages.close_fds(fds)
+            raise ProtocolError("the engine's answer to a want makes no sense") from error
+        return Wanted(int(reply["id"]), direct)
+
+    def ahead(self, dataset: int, ranges: Sequence[Range]) -> None:
+        """Say what will be read soon, in order; returns at once. Advice: a connection that is gone loses it."""
+        with contextlib.suppress(EngineUnavailableError):
+            self._send({"op": "ahead", "dataset": dataset, "ranges": ranges}, time.monotonic() + REPLY_TIMEOUT)
+
+    def done(self, wanted: Wanted | int) -> None:
+        """Let go of what an answered `want` holds. A connection that is gone has let go already."""
+        number = wanted if isinstance(wanted, int) else wanted.id
+        with contextlib.suppress(EngineUnavailableError):
+            self._send({"op": "done", "want": number}, time.monotonic() + REPLY_TIMEOUT)
+
+    @contextlib.contextmanager
+    def held(self, dataset: int, ranges: Sequence[Range], **options: Any) -> Iterator[Wanted]:
+        """`want` for the length of a with block."""
+        wanted = self.want(dataset, ranges, **options)
+        try:
+            yield wanted
+        finally:
+            wanted.close()
+            self.done(wanted)
+
+    def state(self, dataset: int, file: int) -> dict[str, Any]:
+        """How much of a file is there, and how far it was verified."""
+        return self._call({"op": "state", "dataset": dataset, "file": file})[0]
+
+    def register(self, mountpoint: str, source: str) -> None:
+        """Have a mount shown in status for as long as this connection lives."""
+        self._call({"op": "register", "mountpoint": mountpoint, "source": source})
+
+    def status(self) -> bytes:
+        """The status document (JSON)."""
+        _, fds = self._call({"op": "status"}, fds=(1, 1))
+        try:
+            return os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
+        finally:
+            os.close(fds[0])
+
+    def stop(self) -> None:
+        """Ask the engine to end."""
+        self._call({"op": "stop"})
+
+    # ---- requests and replies ----------------------------------------------------------------------------------------
+
+    def _call(
+        self, message: dict[str, Any], timeout: float = REPLY_TIMEOUT, *, fds: tuple[int, int] = (0, 0)
+    ) -> tuple[dict[str, Any], list[int]]:
+        deadline = time.monotonic() + timeout
+        number = next(self._ids)
+        pending = self._pending[number] = _Pending()
+        try:
+            self._send({"id": number, **message}, deadline)
+            self._wait(pending, deadline)
+        except BaseException:
+            if message["op"] == "want":
+                self._abandoned_wants.add(number)
+            messages.close_fds(pending.fds)
+            raise
+        finally:
+            self._pending.pop(number, None)
+        reply = pending.reply
+        assert reply is not None
+        if "error" in reply or not fds[0] <= len(pending.fds) <= fds[1]:
+            messages.close_fds(pending.fds)
+            raise (
+                from_wire(reply["error"])
+                if "error" in reply
+                else ProtocolError("an answer has other descriptors than expected")
+            )
+        return reply, pending.fds
+
+    def _send(self, message: dict[str, Any], deadline: float) -> None:
+        packet = messages.encode(message)
+        with self._sending:
+            while True:
+                sock = self._live()
+                try:
+                    return messages.send(sock, packet, flags=socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    self._poll(sock, select.POLLOUT, deadline)
+                except OSError as error:
+                    raise self._broken(error) from error
+
+    def _wait(self, pending: _Pending, deadline: float) -> None:
+        while True:
+            with self._state:
+                while self._receiving and pending.reply is None:
+                    if not self._state.wait(max(0.0, deadline - time.monotonic())):
+                        raise ReadTimeoutError("the engine does not answer in time")
+                if pending.reply is not None:
+                    return
+                self._receiving = True
+            try:
+                self._receive_one(deadline)
+            finally:
+                with self._state:
+                    self._receiving = False
+                    self._state.notify_all()
+
+    def _receive_one(self, deadline: float) -> None:
+        sock = self._live()
+        self._poll(sock, select.POLLIN, deadline)
+        try:
+            packet, fds = messages.receive(sock, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise self._broken(error) from error
+        if not packet:
+            raise self._broken(None)
+        self._dispatch(messages.decode(packet), fds)
+
+    def _dispatch(self, reply: dict[str, Any], fds: list[int]) -> None:
+        number = reply.get("id")
+        pending = self._pending.get(number) if isinstance(number, int) else None
+        if pending is not None:
+            pending.fds, pending.reply = fds, reply
+            return
+        messages.close_fds(fds)
+        if number in self._abandoned_wants:
+            # Its caller has given up; what the engine holds for it must not stay held.
+            self._abandoned_wants.discard(number)
+            if "error" not in reply:
+                self.done(int(number))
+
+    def _poll(self, sock: socket.socket, event: int, deadline: float) -> None:
+        poll = select.poll()
+        try:
+            poll.register(sock, event)
+        except (OSError, ValueError) as error:  # closed by another thread meanwhile
+            raise EngineUnavailableError("the connection to the engine is closed") from error
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise ReadTimeoutError("the engine does not answer in time")
+
+    def _live(self) -> socket.socket:
+        if self._sock is None:
+            raise EngineUnavailableError("the connection to the engine is closed")
+        return self._sock
+
+    def _broken(self, error: OSError | None) -> EngineError:
+        self.close()
+        return EngineUnavailableError(f"the engine is gone: {error.strerror if error else 'it closed the connection'}")
+
+
+def _make_cache_directory(cache_dir: str | os.PathLike[str]) -> None:
+    # The engine checks it; it only has to exist for the socket's name.
+    with contextlib.suppress(OSError):
+        Path(cache_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _existing_socket(cache_dir: str | os.PathLike[str]) -> Path:
+    try:
+        return socket_path(cache_dir)
+    except OSError as error:
+        raise EngineUnavailableError(f"no cache directory at {cache_dir}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _starting(path: Path) -> Iterator[None]:
+    """One starter at a time per cache directory; the others wait here and then find the engine."""
+    prepare_runtime_directory()
+    fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,64 @@
+"""`LocalDataset`: a dataset in a local or mounted folder, indexed by sample."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from streaming.array import Array
+from streaming.reader import Shards
+from streaming.sources import open_folder
+
+__all__ = ["LocalDataset"]
+
+
+class LocalDataset(Array):
+    """The samples of a dataset in a folder: on a local disk, or mounted with mdsfs.
+
+    Args:
+        local: The folder.
+        split: Sub-folder of it that holds the dataset.
+        zero_copy: Give values of `bytes` columns as memoryviews and arrays as views of the mapped shard where that is
+            possible. They keep the mapping alive; on a mount they are views of a private copy of the sample.
+
+    Raises:
+        ObjectMissingError: there is no index.json.
+        IndexFormatError: it is not a valid index.
+    """
+
+    def __init__(self, local: str | os.PathLike[str], split: str | None = None, *, zero_copy: bool = False) -> None:
+        self.local = os.fspath(local)
+        self.split = split or ""
+        self.zero_copy = zero_copy
+        self._open()
+
+    def _open(self) -> None:
+        self._shards = Shards(open_folder(Path(self.local, self.split)), views=self.zero_copy)
+        self._read = self._shards.reader()
+        self.num_samples = self._shards.samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_read")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        """Samples in the dataset."""
+        return self.num_samples
+
+    @property
+    def size(self) -> int:
+        """Samples in the dataset."""
+        return self.num_samples
+
+    def get_item(self, sample_id: int) -> dict[str, Any]:
+        """One sample: column name to value. The hook to override for a transform."""
+        return self._read(sample_id)
+
+    def __getitem__(self, at: Any) -> Any:
+        if type(at) is int and 0 <= at < self.num_samples:  # by far the most frequent, and not worth a second look
+            return self.get_item(at)
+        return super().__getitem__(at)

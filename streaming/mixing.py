@@ -1,0 +1,181 @@
+"""Several streams as one sequence of samples: which stream and shard an id is in, and reading it there."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streaming.cached import EngineFolder
+from streaming.gather import load_batch
+from streaming.order.spanner import Spanner
+from streaming.reader import Shards, schema_from_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from streaming.mds.shards import Schema
+    from streaming.stream import Stream
+
+__all__ = ["Mix", "ShardView"]
+
+
+class ShardView:
+    """What there is to know about one shard."""
+
+    def __init__(self, mix: Mix, number: int) -> None:
+        self._shards, self._local = mix.locate_shard(number)
+        tables = self._shards.tables
+        self.samples = self.size = int(tables.shards["samples"][self._local])
+        self._file = int(tables.shards["file"][self._local])
+        schema = schema_from_json(tables.schema(self._local))
+        self.format = schema.format
+        self.column_names = list(schema.column_names)
+        self.column_encodings = list(schema.column_encodings)
+        self.column_sizes = list(schema.column_sizes or [])
+        self.basename = tables.name(self._file)
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def get_raw_size(self) -> int:
+        """Bytes of the shard's file as it reads."""
+        return int(self._shards.tables.files["size"][self._file])
+
+
+class _ShardViews:
+    """The shards as a sequence, made when looked at: a million objects would be a lot of memory."""
+
+    def __init__(self, mix: Mix) -> None:
+        self._mix = mix
+
+    def __len__(self) -> int:
+        return self._mix.num_shards
+
+    def __getitem__(self, number: int) -> ShardView:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"shard {number}: expected less than {len(self)}")
+        return ShardView(self._mix, number % len(self))
+
+
+class Mix:
+    """The open streams of a dataset. Ids, and shard numbers, run through all streams in their order."""
+
+    def __init__(
+        self, streams: Sequence[Stream], *, cache_limit: int | None, views: bool, allow_unsafe_types: bool
+    ) -> None:
+        folders = {stream.local for stream in streams if stream.is_remote}
+        limit = None if cache_limit is None else cache_limit // max(len(folders), 1)
+        self._parts: list[Shards] = []
+        for stream in streams:
+            shards = Shards(stream.open(limit), views=views, allow_unsafe_types=allow_unsafe_types)
+            if not shards.samples:
+                raise RuntimeError(f"Stream contains no samples: {stream.local}/{stream.split or ''}")
+            shards.check()
+            self._parts.append(shards)
+        self.shard_sizes = [part.tables.shards["samples"].astype(np.int64) for part in self._parts]
+        self.samples_per_stream = np.array([part.samples for part in self._parts], np.int64)
+        self.sample_offset_per_stream = np.cumsum(self.samples_per_stream) - self.samples_per_stream
+        self.shards_per_stream = np.array([len(sizes) for sizes in self.shard_sizes], np.int64)
+        self.shard_offset_per_stream = np.cumsum(self.shards_per_stream) - self.shards_per_stream
+        self.num_samples = int(self.samples_per_stream.sum())
+        self.num_shards = int(self.shards_per_stream.sum())
+
+    @cached_property
+    def samples_per_shard(self) -> NDArray[np.int64]:
+        """int64 (shards,)."""
+        return np.concatenate(self.shard_sizes)
+
+    @cached_property
+    def sample_offset_per_shard(self) -> NDArray[np.int64]:
+        """int64 (shards,): id of each shard's first sample."""
+        return np.cumsum(self.samples_per_shard) - self.samples_per_shard
+
+    @cached_property
+    def stream_per_shard(self) -> NDArray[np.int64]:
+        """int64 (shards,)."""
+        return np.repeat(np.arange(len(self._parts)), self.shards_per_stream)
+
+    @cached_property
+    def spanner(self) -> Spanner:
+        """From sample id to (shard, place in it)."""
+        return Spanner(self.samples_per_shard)
+
+    @property
+    def shards(self) -> _ShardViews:
+        """The shards of all streams."""
+        return _ShardViews(self)
+
+    def reader(self) -> Callable[[int], dict[str, Any]]:
+        """The function from id to sample."""
+        readers = [part.reader() for part in self._parts]
+        if len(readers) == 1:
+            return readers[0]
+        first = self.sample_offset_per_stream.tolist()
+
+        def read(sample_id: int) -> dict[str, Any]:
+            number = bisect_right(first, sample_id) - 1
+            return readers[number](sample_id - first[number])
+
+        return read
+
+    def locate_shard(self, number: int) -> tuple[Shards, int]:
+        """The part that has a shard, and the shard's number there."""
+        stream = int(np.searchsorted(self.shard_offset_per_stream, number, side="right")) - 1
+        return self._parts[stream], number - int(self.shard_offset_per_stream[stream])
+
+    def split(self, ids: NDArray[np.int64]) -> Iterable[tuple[Shards, NDArray[np.int64], NDArray[np.int64]]]:
+        """(part, places in `ids`, ids within the part) of every stream that `ids` touch."""
+        if len(self._parts) == 1 and len(ids):
+            yield self._parts[0], np.arange(len(ids)), ids
+            return
+        streams = np.searchsorted(self.sample_offset_per_stream, ids, side="right") - 1
+        for stream in np.unique(streams).tolist():
+            places = np.flatnonzero(streams == stream)
+            yield self._parts[stream], places, ids[places] - self.sample_offset_per_stream[stream]
+
+    def prefetch(self, ids: NDArray[np.int64]) -> None:
+        """Have the shards of these samples fetched, in the order in which they come up."""
+        for part, _, own in self.split(ids):
+            if part.folder.fetches and len(own):
+                shards, _ = part.tables.shard_of_sample(own)
+                found, at = np.unique(shards, return_index=True)
+                part.prefetch(found[np.argsort(at)].tolist())
+
+    def prefetch_shards(self, numbers: Iterable[int]) -> None:
+        """Have shards fetched."""
+        for number in numbers:
+            part, own = self.locate_shard(number)
+            if part.folder.fetches:
+                part.prefetch([own])
+
+    def close_shard(self, number: int) -> None:
+        """Let go of a shard's map."""
+        part, own = self.locate_shard(number)
+        part.close(own)
+
+    def load_batch(self, ids: Any, columns: Sequence[str] | None, out: dict[str, Any] | None) -> dict[str, Any]:
+        """See `gather.load_batch`."""
+        return load_batch(self, ids, columns, out)
+
+    def schema(self) -> Schema:
+        """What the first shard's samples are made of."""
+        return self._parts[0].schema(0)
+
+    @property
+    def schemas(self) -> list[Schema]:
+        """All that differ."""
+        return [schema_from_json(entry) for part in self._parts for entry in part.tables.schemas]
+
+    def cache_usage(self) -> int:
+        """Bytes that the engines of these streams keep."""
+        engines = {}
+        for part in self._parts:
+            if isinstance(folder := part.folder, EngineFolder):
+                status = folder.status()
+                engines[status["engine"]["pid"]] = status
+        return sum(int(status["cache"]["resident_bytes"]) for status in engines.values())

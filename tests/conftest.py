@@ -1,0 +1,97 @@
+"""Fixtures that every part of the suite shares: storage servers, the fault proxy, a clean environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from streaming.engine.address import runtime_directory
+from tests.servers import (
+    FaultProxy,
+    MotoServer,
+    NginxServer,
+    RadosGateway,
+    RcloneServer,
+    StorageServer,
+    Unavailable,
+)
+from tests.servers.base import FOREIGN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# How long an example takes is the machine's business: the first one of a property imports whole libraries.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
+
+# The machine's own settings (certificates, profiles, regions) must not decide what a test talks to.
+for _name in list(os.environ):
+    if _name.startswith(FOREIGN):
+        del os.environ[_name]
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs every request
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_traces_of_engines() -> Iterator[None]:
+    """Engines keep a lock and a log per cache directory beside their sockets: those of our short-lived ones go."""
+    folder = runtime_directory()
+    before = _names(folder)
+    yield
+    for name in sorted(_names(folder) - before):
+        if not _has_engine((folder / name).with_suffix(".sock")):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _names(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def _has_engine(path: Path) -> bool:
+    """Whether somebody listens there; another run of the tests may be under way."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _running(server: StorageServer) -> Iterator[StorageServer]:
+    try:
+        server.start()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[StorageServer]:
+    yield from _running(MotoServer())
+
+
+@pytest.fixture(scope="session")
+def rclone() -> Iterator[StorageServer]:
+    yield from _running(RcloneServer())
+
+
+@pytest.fixture(scope="session")
+def nginx() -> Iterator[StorageServer]:
+    yield from _running(NginxServer())
+
+
+@pytest.fixture(scope="session")
+def radosgw() -> Iterator[StorageServer]:
+    yield from _running(RadosGateway())
+
+
+@pytest.fixture
+def proxy(rclone: StorageServer) -> Iterator[FaultProxy]:
+    """A fault proxy in front of rclone; its `endpoint` goes into `rclone.variables_for`."""
+    with FaultProxy(rclone.endpoint) as running:
+        yield running

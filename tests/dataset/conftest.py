@@ -1,0 +1,29 @@
+"""An engine's cache folder, whose engine ends with the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streaming.engine.client import EngineClient
+from streaming.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Path]:
+    """A folder for `local=`."""
+    folder = tmp_path / "cache"
+    yield folder
+    with contextlib.suppress(EngineError, OSError), EngineClient.connect(folder, client="cli") as client:
+        ended = os.pidfd_open(client.engine["pid"])
+        client.stop()
+        assert select.select([ended], [], [], 30)[0]
+        os.close(ended)

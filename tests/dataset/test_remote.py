@@ -1,0 +1,126 @@
+"""`remote=` and `local=`: through an engine that is started on demand and shared."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from streaming import LocalDataset, MDSWriter, Stream, StreamingDataLoader, StreamingDataset
+from streaming.errors import CacheLimitError, EngineRefusedError, SourceMissingError
+
+from .samples import flat, ids, write
+
+if TYPE_CHECKING:
+    from tests.servers import StorageServer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def store(rclone: StorageServer, monkeypatch: pytest.MonkeyPatch) -> StorageServer:
+    """A server that the environment points to."""
+    for name, value in rclone.variables.items():
+        monkeypatch.setenv(name, value)
+    return rclone
+
+
+def put(store: StorageServer, folder: str, name: str) -> str:
+    store.put_tree(name, Path(folder))
+    return store.url(name)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_epochs(store: StorageServer, tmp_path: Path, cache: Path, compression: str | None) -> None:
+    """The same order and samples as from the folder itself; complete shards stand in `local` under their names."""
+    folder = write(tmp_path / "a", [50, 30], compression=compression, hashes=["sha1"])
+    url = put(store, folder, f"{tmp_path.name}-{compression}")
+    options: dict[str, Any] = {"batch_size": 4, "shuffle": True}
+    here = StreamingDataset(local=folder, **options)
+    there = StreamingDataset(remote=url, local=str(cache), validate_hash="sha1", **options)
+    assert ids(there) == ids(here)
+    assert ids(there) == ids(here)
+    assert there.cache_usage > 0
+    assert [there[number] for number in (0, 79)] == [here[number] for number in (0, 79)]
+    assert {path.name for path in cache.glob("*.mds")} == {"shard.00000.mds", "shard.00001.mds"}
+    del there
+    assert [sample["id"] for sample in LocalDataset(str(cache))[:]] == list(range(80))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers(store: StorageServer, tmp_path: Path, cache: Path, context: str) -> None:
+    """Two workers, forked after use or spawned, read through connections of their own."""
+    folder = write(tmp_path / "a", [50, 30])
+    url = put(store, folder, f"{tmp_path.name}-{context}")
+    found = StreamingDataset(remote=url, local=str(cache), batch_size=4, shuffle=True)
+    assert found[7]["id"] == 7
+    loader = StreamingDataLoader(
+        found, batch_size=4, num_workers=2, worker_init_fn=print, multiprocessing_context=context
+    )
+    expected = flat(StreamingDataLoader(StreamingDataset(local=folder, batch_size=4, shuffle=True), batch_size=4))
+    assert flat(loader) == expected
+
+
+def test_split_and_several_processes(store: StorageServer, tmp_path: Path, cache: Path) -> None:
+    """Four processes that start at once share one engine; the split is a folder on both sides."""
+    write(tmp_path / "a" / "train", [50, 30])
+    url = put(store, str(tmp_path / "a"), tmp_path.name)
+    statement = (
+        "import sys\n"
+        "from streaming import StreamingDataset\n"
+        "made = StreamingDataset(remote=sys.argv[1], local=sys.argv[2], split='train', batch_size=4, shuffle=True)\n"
+        "print(sum(sample['id'] for sample in made))\n"
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", statement, url, str(cache)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    assert [child.communicate()[0] for child in children] == [f"{sum(range(80))}\n"] * 4
+
+
+def test_cache_limit(store: StorageServer, tmp_path: Path, cache: Path) -> None:
+    """A third of the data fits; every sample comes, and no more is kept."""
+    rng = np.random.default_rng(1)
+    contents = [rng.bytes(100_000) for _ in range(100)]
+    with MDSWriter(columns={"id": "int", "x": "bytes"}, out=str(tmp_path / "a"), size_limit="1mb") as writer:
+        for number, content in enumerate(contents):
+            writer.write({"id": number, "x": content})
+    url = put(store, str(tmp_path / "a"), tmp_path.name)
+    found = StreamingDataset(remote=url, local=str(cache), cache_limit="4mb", batch_size=2, shuffle=True)
+    seen = list(found)
+    assert sorted(ids(seen)) == list(range(100))
+    assert all(sample["x"] == contents[sample["id"]] for sample in seen)
+    assert found.cache_usage <= 4 << 20
+    with pytest.raises(EngineRefusedError, match="--cache-limit"):
+        StreamingDataset(remote=url, local=str(cache), cache_limit="8mb")
+
+
+def test_refusals(store: StorageServer, tmp_path: Path, cache: Path) -> None:
+    """A limit that is too low is a ValueError; a remote without a dataset is a FileNotFoundError."""
+    url = put(store, write(tmp_path / "a"), tmp_path.name)
+    with pytest.raises(CacheLimitError) as limit:
+        StreamingDataset(remote=url, local=str(cache), cache_limit="1kb")
+    assert isinstance(limit.value, ValueError)
+    with pytest.raises(SourceMissingError) as missing:
+        StreamingDataset(remote=store.url("nothing-here"), local=str(cache))
+    assert isinstance(missing.value, FileNotFoundError)
+
+
+def test_local_remote_is_never_touched(tmp_path: Path, cache: Path) -> None:
+    """A path as remote is read in place, under a tiny limit too; so is `local` equal to `remote`."""
+    folder = write(tmp_path / "a", [50, 30])
+    before = sorted(path.name for path in Path(folder).iterdir())
+    streams = [
+        Stream(remote=folder, local=str(cache)),
+        Stream(local=write(tmp_path / "b", [20], 80)),
+        Stream(remote=write(tmp_path / "c", [20], 100), local=str(tmp_path / "c")),
+    ]
+    found = StreamingDataset(streams=streams, cache_limit="3mb", batch_size=4)
+    assert sorted(ids(found)) == list(range(120))
+    assert sorted(path.name for path in Path(folder).iterdir()) == before

@@ -1,0 +1,205 @@
+"""kill -9 and what is found afterwards: right bytes, bounded room, nothing edited ever served."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streaming.errors import EngineUnavailableError
+from streaming.remote import RemoteOptions
+from tests.mount.host import until
+from tests.servers import Fault
+
+from .conftest import KIB, MIB, Engine, Reader, disk_bytes, write_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.servers import FaultProxy, StorageServer
+
+    Start = Callable[..., Engine]
+
+
+def wait_complete(reader: Reader, file: int) -> None:
+    """Until the hash of the last byte was checked, which may be after that byte was served."""
+    while reader.client.state(reader.dataset, file)["level"] != "shard":
+        assert reader.client.is_alive()
+
+
+def cache_file(engine: Engine, file: int) -> Path:
+    """Where the engine keeps a file."""
+    return next(engine.cache.glob(f"*/files/{file}"))
+
+
+def test_what_was_complete_is_not_fetched_again_after_kill_9(start: Start, tmp_path: Path) -> None:
+    """The next engine goes on with the same table: complete shards are read without a request."""
+    data = write_dataset(tmp_path / "data", 2, MIB, "zstd")
+    engine = start(16 * MIB)
+    reader = Reader(engine.client(), str(data.folder), data)
+    reader.check(0, 0, MIB)
+    wait_complete(reader, 0)
+    reader.fd(1)
+    engine.kill()
+    with pytest.raises(EngineUnavailableError):
+        reader.ask(1, 0, 4096)
+    reader.close()
+    again = start(16 * MIB)
+    reader = Reader(again.client(), str(data.folder), data)
+    before = again.status()["remote"]["bytes"]
+    reader.check(0, 0, MIB)
+    assert reader.asked == 0
+    assert again.status()["remote"]["bytes"] == before
+    reader.check(1, 0, MIB)
+    reader.close()
+
+
+def test_a_fill_that_was_killed_leaves_neither_bytes_nor_room(
+    start: Start, rclone: StorageServer, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Killed in mid-fill: the next engine drops what was half written, charges right, and reads right."""
+    data = write_dataset(tmp_path / "data", 2, 4 * MIB)
+    rclone.put_tree("killed", data.folder)
+    engine = start(16 * MIB, env=rclone.variables_for(proxy.endpoint))
+    options = RemoteOptions(endpoint_url=proxy.endpoint)
+    reader = Reader(engine.client(), rclone.url("killed"), data, options=options)
+    proxy.add(Fault("stall", match="shard.00000", after=600_000))
+    reader.check(0, 0, 4 * KIB, handle=1)
+    with ThreadPoolExecutor(1) as waiting:
+        read = waiting.submit(reader.ask, 0, 2 * MIB, MIB)
+        until(lambda: any(request.sent >= 600_000 for request in proxy.seen("shard.00000")))
+        engine.kill()
+        with pytest.raises(EngineUnavailableError):
+            read.result(20)
+    proxy.clear()
+    reader.close()
+    again = start(16 * MIB, env=rclone.variables_for(proxy.endpoint))
+    status = again.status()["cache"]
+    assert status["disk_bytes"] <= status["charged_bytes"]
+    reader = Reader(again.client(), rclone.url("killed"), data, options=options)
+    for offset in range(0, 4 * MIB, 256 * KIB):
+        reader.check(0, offset, 256 * KIB)
+    reader.close()
+
+
+@pytest.mark.parametrize("edit", ["truncate", "overwrite", "replace", "grow", "delete"])
+def test_files_changed_behind_the_engine_are_never_served(start: Start, tmp_path: Path, edit: str) -> None:
+    """A truncated, edited, replaced, grown or deleted cache file is noticed before its first use."""
+    data = write_dataset(tmp_path / "data", 1, MIB, "zstd")
+    engine = start(16 * MIB)
+    reader = Reader(engine.client(), str(data.folder), data)
+    reader.check(0, 0, MIB)
+    wait_complete(reader, 0)
+    reader.close()
+    engine.kill()
+    path = cache_file(engine, 0)
+    if edit == "truncate":
+        os.truncate(path, MIB // 2)
+    elif edit == "overwrite":
+        with path.open("r+b") as file:
+            file.seek(1000)
+            file.write(b"edited")
+    elif edit == "replace":
+        path.unlink()
+        path.write_bytes(b"x" * MIB)
+    elif edit == "grow":
+        with path.open("ab") as file:
+            file.write(b"more")
+    else:
+        path.unlink()
+    again = start(16 * MIB)
+    reader = Reader(again.client(), str(data.folder), data)
+    reader.check(0, 0, MIB)
+    reader.check(0, 900, 200)
+    assert disk_bytes(again.cache) <= again.status()["cache"]["charged_bytes"]
+    reader.close()
+
+
+@pytest.mark.parametrize("edit", ["replace", "delete"])
+def test_a_file_that_vanishes_under_a_running_engine_is_fetched_again(start: Start, tmp_path: Path, edit: str) -> None:
+    """Who opens a cache file that somebody has deleted or replaced gets the right bytes, not zeros."""
+    data = write_dataset(tmp_path / "data", 1, MIB, "zstd")
+    engine = start(16 * MIB)
+    first = Reader(engine.client(), str(data.folder), data)
+    first.check(0, 0, MIB)
+    wait_complete(first, 0)
+    path = cache_file(engine, 0)
+    path.unlink()
+    if edit == "replace":
+        path.write_bytes(b"x" * MIB)
+    second = Reader(engine.client(), str(data.folder), data)
+    second.check(0, 0, MIB)
+    first.check(0, 0, MIB)
+    first.close()
+    second.close()
+
+
+def test_a_fetcher_that_is_killed_costs_nobody_a_byte(
+    start: Start, rclone: StorageServer, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """kill -9 of the fetcher in mid-fill: the read ends right, by another fetcher."""
+    data = write_dataset(tmp_path / "data", 1, 4 * MIB)
+    rclone.put_tree("fetcher", data.folder)
+    engine = start(16 * MIB, env=rclone.variables_for(proxy.endpoint))
+    options = RemoteOptions(endpoint_url=proxy.endpoint)
+    reader = Reader(engine.client(), rclone.url("fetcher"), data, options=options)
+    proxy.add(Fault("stall", match="shard", after=100_000, times=1))
+    children = f"/proc/{engine.process.pid}/task/{engine.process.pid}/children"
+
+    import threading
+
+    def kill_when_stalled() -> None:
+        while not proxy.seen("shard"):
+            pass
+        with open(children) as file:
+            fetchers = [int(pid) for pid in file.read().split()]
+        os.kill(fetchers[0], signal.SIGKILL)
+        proxy.clear()
+
+    killer = threading.Thread(target=kill_when_stalled)
+    killer.start()
+    reader.check(0, 0, 4 * MIB)
+    killer.join()
+    assert engine.status()["remote"]["fetcher_restarts"] == 1
+    reader.close()
+
+
+def test_a_smaller_limit_is_reached_before_anybody_is_served(start: Start, tmp_path: Path) -> None:
+    """An engine started with less than what lies there evicts down to it first."""
+    data = write_dataset(tmp_path / "data", 4, 2 * MIB, "zstd")
+    engine = start(16 * MIB)
+    reader = Reader(engine.client(), str(data.folder), data)
+    for file in range(4):
+        reader.check(file, 0, 2 * MIB)
+    reader.close()
+    engine.stop()
+    again = start(5 * MIB)
+    status = again.status()
+    assert status["cache"]["disk_bytes"] <= status["cache"]["charged_bytes"] <= 5 * MIB
+    reader = Reader(again.client(), str(data.folder), data)
+    for file in range(4):
+        reader.check(file, 0, 2 * MIB)
+    reader.close()
+
+
+def test_a_dataset_that_nobody_uses_makes_room_to_its_last_byte(start: Start, tmp_path: Path) -> None:
+    """Files of an idle dataset go first, its folder afterwards."""
+    old = write_dataset(tmp_path / "old", 2, 2 * MIB, "zstd", seed=1)
+    new = write_dataset(tmp_path / "new", 3, 2 * MIB, "zstd", seed=2)
+    limit = 1570 * 4096  # three shards and one folder; not two folders
+    engine = start(limit)
+    reader = Reader(engine.client(), str(old.folder), old)
+    for file in range(2):
+        reader.check(file, 0, 2 * MIB)
+    reader.close()
+    reader = Reader(engine.client(), str(new.folder), new)
+    for file in range(3):
+        reader.check(file, 0, 2 * MIB)
+    status = engine.status()
+    assert [each["url"] for each in status["datasets"]] == [str(new.folder)]
+    assert disk_bytes(engine.cache) <= status["cache"]["charged_bytes"] <= limit
+    reader.close()

@@ -1,0 +1,1 @@
+"""The order of samples: golden vectors, properties, and mosaicml-streaming side by side."""
