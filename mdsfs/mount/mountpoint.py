@@ -227,6 +227,8 @@ def _uses(process: Path, mountpoint: str) -> bool:
 def _command(process: Path) -> str:
     try:
         words = (process / "cmdline").read_bytes().split(b"\0")
+        # The program's own name without its folder: a long path would push out the words that tell one user from another.
+        words[0] = os.path.basename(words[0])
         text = b" ".join(words).decode(errors="replace").strip() or (process / "comm").read_text().strip()
     except OSError:
         return "ended"
