@@ -16,7 +16,7 @@ from streaming.mds.compression import compress, extension, split_compression
 from streaming.mds.hashing import hash_all, normalize_hashes
 from streaming.mds.index import dump_index
 from streaming.mds.layout import MAX_SHARD_BYTES, encode_shard, sample_encoder, schema_of_columns, shard_config
-from streaming.mds.seekable import DEFAULT_FRAME, MAX_FRAME, compress_seekable, plan_frames
+from streaming.mds.seekable import DEFAULT_FRAME, compress_seekable, frame_size, plan_frames
 from streaming.mds.shards import FileInfo, Schema, ShardInfo
 from streaming.mds.split import encode_split_shard, header_line, line_encoder, schema_of_lines
 from streaming.sizes import parse_size
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     Out = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 __all__ = ["CSVWriter", "JSONWriter", "MDSWriter", "TSVWriter", "Writer", "XSVWriter"]
-
-_SAMPLE_FRAMES = "sample"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +57,7 @@ class _Settings:
 
     def frame_bytes(self) -> int | None:
         """Raw bytes that a frame has at most; None for a frame a sample."""
-        if self.frame == _SAMPLE_FRAMES:
-            return None
-        size = parse_size(self.frame) if self.frame is not None else 0
-        if not 0 < size <= MAX_FRAME:
-            raise ValueError(f"frame: expected 'sample' or a size from 1 to {MAX_FRAME}, got {self.frame!r}")
-        return size
+        return frame_size(self.frame)
 
 
 class Writer(ABC):

@@ -17,6 +17,7 @@ from streaming.mds.compression import decompress
 from streaming.mds.seekable import (
     DEFAULT_FRAME,
     FOOTER_SIZE,
+    SeekableCompressor,
     SeekTable,
     compress_seekable,
     decompress_frame,
@@ -214,3 +215,24 @@ def test_a_frame_bomb_inflates_no_further_than_its_entry() -> None:
     ):
         with pytest.raises(ShardCorruptError):
             decompress_frame(bomb, 1000)
+
+
+@given(sizes=SIZES, head=HEADS, pieces=st.lists(st.integers(min_value=0, max_value=400), max_size=20))
+def test_pieces_give_the_same_bytes_as_the_whole(sizes: list[int], head: int, pieces: list[int]) -> None:
+    """However the data is cut on its way into the compressor, the stored bytes are those of one call."""
+    data, stored, cuts = made(head, sizes)
+    compressor = SeekableCompressor(plan_frames(cuts, 100), 3)
+    found, at = b"", 0
+    for size in [*pieces, len(data)]:
+        found += b"".join(compressor.feed(data[at : at + size]))
+        at += size
+    assert found + compressor.finish() == stored
+
+
+@pytest.mark.parametrize("size", [0, 40, 99, 101])
+def test_data_that_does_not_end_at_the_last_edge_is_refused(size: int) -> None:
+    """Neither less nor more than what the frames were planned for is finished."""
+    compressor = SeekableCompressor(np.array([0, 50, 100]), 3)
+    compressor.feed(bytes(size))
+    with pytest.raises(ValueError, match=f"expected 100 bytes to compress, got {size}"):
+        compressor.finish()
