@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdsfs.errors import MountBusyError
-from mdsfs.mount.mountpoint import answers, unmount
+from mdsfs.mount.mountpoint import answers, detach, unmount
 
 from .arguments import seconds
 
@@ -31,14 +31,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "umount",
         help="unmount, or say who still uses the mount",
         description="Unmount a mount of mdsfs, living or dead.",
-        epilog="example:\n  mdsfs umount /mnt/ds --wait 30",
+        epilog="examples:\n  mdsfs umount /mnt/ds --wait 30\n  mdsfs umount /mnt/ds --lazy",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument("--wait", metavar="SECONDS", type=seconds, default=0.0, help="keep trying while it is in use")
+    parser.add_argument(
+        "--lazy",
+        action="store_true",
+        help="if it is in use (after --wait), take it out of the tree: who has files open there reads on, and the "
+        "mount ends with the last of them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Unmount; raises MountBusyError when it is still in use at the end of the wait."""
+    """Unmount; raises MountBusyError when it is still in use at the end of the wait, unless it is to go lazily."""
     deadline = time.monotonic() + args.wait
     daemon = _daemon_of(args.mountpoint)
     try:
@@ -47,9 +53,13 @@ def run(args: argparse.Namespace) -> int:
                 unmount(args.mountpoint)
                 break
             except MountBusyError:
-                if time.monotonic() >= deadline:
+                if time.monotonic() < deadline:
+                    time.sleep(RETRY_SECONDS)
+                elif args.lazy:
+                    detach(args.mountpoint)
+                    return 0
+                else:
                     raise
-                time.sleep(RETRY_SECONDS)
         if daemon is not None:
             select.select([daemon], [], [], END_SECONDS)
     finally:

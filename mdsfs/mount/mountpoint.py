@@ -23,7 +23,17 @@ from mdsfs.errors import FuseUnavailableError, MountBusyError, MountpointError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MountEntry", "User", "check_fuse", "check_mountpoint", "find_mount", "mount_at", "unmount", "users_of"]
+__all__ = [
+    "MountEntry",
+    "User",
+    "check_fuse",
+    "check_mountpoint",
+    "detach",
+    "find_mount",
+    "mount_at",
+    "unmount",
+    "users_of",
+]
 
 FSTYPE = "fuse.mdsfs"
 FUSE_CONF = Path("/etc/fuse.conf")
@@ -169,7 +179,9 @@ def unmount(path: str) -> None:
     except MountBusyError:
         users = users_of(entry.mountpoint)
         names = ", ".join(str(user) for user in users) or "a process that you may not see"
-        raise MountBusyError(f"{path} is in use by {names}: end it, or give it time with --wait SECONDS") from None
+        raise MountBusyError(
+            f"{path} is in use by {names}: end it, give it time with --wait SECONDS, or use --lazy"
+        ) from None
 
 
 def _umount2(path: str, flags: int) -> None:
@@ -227,7 +239,7 @@ def _uses(process: Path, mountpoint: str) -> bool:
 def _command(process: Path) -> str:
     try:
         words = (process / "cmdline").read_bytes().split(b"\0")
-        # The program's own name without its folder: a long path would push out the words that tell one user from another.
+        # The program's name without its folder: a long path would push out the words that tell one user from another.
         words[0] = os.path.basename(words[0])
         text = b" ".join(words).decode(errors="replace").strip() or (process / "comm").read_text().strip()
     except OSError:

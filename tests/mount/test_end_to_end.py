@@ -160,6 +160,20 @@ def test_umount_says_who_uses_it(host: Host, datasets: Path) -> None:
         assert waiting.result().returncode == 0
 
 
+def test_a_lazy_umount_lets_who_is_there_read_on(host: Host, datasets: Path) -> None:
+    """With --lazy the mountpoint is free at once; an open file reads on, and the mount ends when that is closed."""
+    mount = host.mounted(datasets / "train")
+    daemon = os.pidfd_open(host.status()["mount"]["pid"])
+    shown = write_dataset(host.cache.with_name("same"), compression="zstd")["shard.00000.mds"]
+    with (mount / "shard.00000.mds").open("rb") as file:
+        assert host.run("umount", mount).returncode == 10
+        done = host.run("umount", mount, "--lazy")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert mount_at(str(mount)) is None
+        assert file.read() == shown
+    wait_for(daemon)
+
+
 def test_foreground_and_signals(host: Host, datasets: Path) -> None:
     """With -f the command stays, says that it is mounted, and ends with 0 at SIGTERM."""
     argv = ["mount", datasets / "val", host.mountpoint, "-f", "--cache-dir", host.cache, "--cache-limit=64mb"]
