@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from streaming.writer import TSVWriter as TSVWriter
     from streaming.writer import XSVWriter as XSVWriter
 
+# The release of mosaicml-streaming whose interface this is, which programs compare with, and who gives it (PEP 440).
+__version__ = "0.13.0+mdsfs.0.1.0"
+
 _HOMES = {
     "CSVWriter": "streaming.writer",
     "JSONWriter": "streaming.writer",

@@ -41,6 +41,9 @@ class StreamingDataLoader(DataLoader[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.num_samples_yielded = 0
+        dataset: Any = self.dataset
+        if isinstance(dataset, StreamingDataset) and dataset.batch_size is None:
+            dataset.batch_size = self.batch_size
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own class
         """The batches of this rank in the next epoch."""

@@ -16,23 +16,23 @@ import numpy as np
 from streaming.array import Array
 from streaming.board import Board
 from streaming.compatibility.arguments import number_abbrev_to_int
+from streaming.compatibility.spellings import DATASET, accept_renamed
 from streaming.mixing import Mix
 from streaming.order.epoch import epoch_length, rank_order
 from streaming.order.spec import OrderSpec, StreamSpec
 from streaming.order.world import World
+from streaming.registry import construct_from_registry
 from streaming.sizes import parse_size
-from streaming.stream import Stream
+from streaming.stream import Stream, streams_registry
 from streaming.torch_door import SeenByTorch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
 __all__ = ["StreamingDataset"]
-
-# Earlier spellings, which still work.
-_RENAMED = {"samples_per_epoch": "epoch_size"}
 
 
 class StreamingDataset(Array, SeenByTorch):
@@ -48,10 +48,12 @@ class StreamingDataset(Array, SeenByTorch):
         sampling_method, sampling_granularity: How an epoch picks parts of streams: `balanced` or `fixed`.
         partition_algo, num_canonical_nodes, shuffle, shuffle_algo, shuffle_seed, shuffle_block_size, batching_method:
             The order; see the guide.
-        batch_size: Samples per batch and device, as given to the DataLoader. Needed for iterating.
+        batch_size: Samples per batch and device, as given to the DataLoader. A StreamingDataLoader gives its own where
+            there is none; else the order is dealt sample by sample.
         allow_unsafe_types: Decode columns of type `pkl`, which can run any code.
         replication: So many consecutive ranks see the same samples.
-        stream_name, stream_config: Accepted for 0.13.0's sake; `stream_config` gives keyword arguments of `Stream`.
+        stream_name, stream_config: Where `streams` are not given: the name of the stream's class in `streams_registry`,
+            and its keyword arguments beside the ones above.
         zero_copy: See `LocalDataset`.
         rank, world_size, local_world_size: This process among others; by default from RANK, WORLD_SIZE and
             LOCAL_WORLD_SIZE, or a process group that is initialized by the time of the first iteration.
@@ -94,7 +96,7 @@ class StreamingDataset(Array, SeenByTorch):
         local_world_size: int | None = None,
         **renamed: Any,
     ) -> None:
-        epoch_size = _accept_renamed(renamed, {"epoch_size": epoch_size})["epoch_size"]
+        epoch_size = accept_renamed("StreamingDataset", DATASET, renamed, {"epoch_size": epoch_size})["epoch_size"]
         if streams is not None and (remote is not None or local is not None):
             raise ValueError("You must provide either `streams` or `remote`/`local`, but not both.")
         self.predownload = predownload
@@ -120,8 +122,6 @@ class StreamingDataset(Array, SeenByTorch):
             raise ValueError("`rank` and `world_size` go together: give both or none")
         self._rank_given = (rank, world_size, local_world_size)
         self._check()
-        if streams is None:
-            streams = [Stream(remote=remote, local=local, split=split, **(stream_config or {}))]
         defaults = {
             "remote": remote,
             "local": local,
@@ -131,6 +131,8 @@ class StreamingDataset(Array, SeenByTorch):
             "validate_hash": validate_hash,
             "keep_zip": keep_zip,
         }
+        if streams is None:
+            streams = [_registered(stream_name, {**(stream_config or {}), **defaults})]
         for stream in streams:
             stream.apply_default(defaults)
         self.streams = list(streams)
@@ -248,6 +250,11 @@ class StreamingDataset(Array, SeenByTorch):
     def evict_coldest_shard(self) -> None:
         """Nothing to do: the cache keeps its limit by itself."""
 
+    def on_exception(self, future: Future[Any]) -> None:
+        """Raise what a task of an executor raised, for `future.add_done_callback`. Nothing here runs in such tasks."""
+        if (error := future.exception()) is not None:
+            raise error
+
     @property
     def cache_usage(self) -> int:
         """Bytes that the caches of the remote streams take."""
@@ -304,12 +311,6 @@ class StreamingDataset(Array, SeenByTorch):
 
         `workers`: of this rank, where that is not what torch says of this process.
         """
-        if self.batch_size is None:
-            raise ValueError(
-                "Please pass `batch_size` to StreamingDataset. It should be set the same as the DataLoader, and is the "
-                "number of samples per batch, for each device. It is necessary for deterministic resumption and "
-                "optimal performance."
-            )
         world = self._world()
         if workers is not None:
             world = World(world.num_nodes, world.ranks_per_node, workers, world.rank * workers)
@@ -375,19 +376,14 @@ class StreamingDataset(Array, SeenByTorch):
         self._board.load(obj)
 
 
+def _registered(name: str, arguments: dict[str, Any]) -> Stream:
+    """A stream of the class that is registered under a name."""
+    stream: Stream = construct_from_registry(name, streams_registry, partial_function=False, kwargs=arguments)
+    return stream
+
+
 def _whole(size: int | str) -> int | str:
     return size if isinstance(size, str) else int(size)
-
-
-def _accept_renamed(renamed: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by their earlier names, with a warning. Raises TypeError for a name that never was one."""
-    for old, value in renamed.items():
-        new = _RENAMED.get(old)
-        if new is None:
-            raise TypeError(f"StreamingDataset got an unexpected keyword argument {old!r}")
-        warnings.warn(f"`{old}` is called `{new}` since 0.5: use that", DeprecationWarning, stacklevel=4)
-        values[new] = value if values[new] is None else values[new]
-    return values
 
 
 def _check_folders(streams: Sequence[Stream]) -> None:

@@ -8,8 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from streaming.compatibility.spellings import STREAM, accept_renamed
 from streaming.errors import IndexFormatError, ObjectMissingError
 from streaming.order.weights import Weight, weigh
+from streaming.registry import TypedRegistry, create_registry
 from streaming.sources import open_folder
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from streaming.reader import Folder
 
-__all__ = ["LocalIndexMissingError", "Stream"]
+__all__ = ["LocalIndexMissingError", "Stream", "streams_registry"]
 
 
 class LocalIndexMissingError(ObjectMissingError, RuntimeError):
@@ -64,7 +66,9 @@ class Stream:
         download_timeout: float | None = None,
         validate_hash: str | None = None,
         keep_zip: bool | None = None,
+        **renamed: Any,
     ) -> None:
+        choose = accept_renamed(type(self).__name__, STREAM, renamed, {"choose": choose})["choose"]
         given = [value for value in (proportion, repeat, choose) if value is not None]
         if len(given) > 1:
             raise ValueError(
@@ -180,3 +184,13 @@ def _path(remote: str) -> str | None:
     """The path of a remote that is one."""
     remote = remote.removeprefix("file://")
     return None if "://" in remote else os.path.realpath(remote)
+
+
+streams_registry: TypedRegistry[type[Stream]] = create_registry(
+    "streaming",
+    "streams_registry",
+    generic_type=type[Stream],
+    entry_points=True,
+    description="Classes of streams, which StreamingDataset(stream_name=…) names.",
+)
+streams_registry.register("stream", func=Stream)

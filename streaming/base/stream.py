@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from streaming.stream import Stream
+from streaming.stream import Stream, streams_registry
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "streams_registry"]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import streaming
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +51,13 @@ NAMES = {
     " EPOCH_SHAPE EPOCH_DATA SHM_TO_CLEAN BARRIER_FILELOCK CACHE_FILELOCK TICK DEFAULT_TIMEOUT",
     "streaming.base.local": "LocalDataset",
     "streaming.base.dataset": "StreamingDataset",
-    "streaming.base.stream": "Stream",
+    "streaming.base.stream": "Stream streams_registry",
+    "streaming.base.registry_utils": "TypedRegistry create_registry construct_from_registry import_file save_registry",
+    "streaming.base.shared": "SharedArray SharedBarrier SharedMemory SharedScalar",
+    "streaming.base.shared.array": "SharedArray",
+    "streaming.base.shared.barrier": "SharedBarrier",
+    "streaming.base.shared.memory": "SharedMemory",
+    "streaming.base.shared.scalar": "SharedScalar",
     "streaming.base.dataloader": "StreamingDataLoader",
 }
 
@@ -76,6 +85,11 @@ def test_an_unknown_name_of_base_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"'streaming\.base' has no attribute 'download_shard'"):
         _ = base.download_shard
     assert "MDSWriter" in dir(base)
+
+
+def test_the_version_says_whose_interface_this_is() -> None:
+    """`__version__` compares as the release of mosaicml-streaming that this stands in for, and names ours."""
+    assert streaming.__version__ == f"0.13.0+mdsfs.{version('mdsfs')}"
 
 
 def _loaded(statement: str) -> set[str]:

@@ -293,12 +293,22 @@ def test_earlier_names(tmp_path: Path) -> None:
         assert StreamingDataset(local=folder, samples_per_epoch=4).epoch_size == 4
 
 
+def test_earlier_names_of_a_stream(tmp_path: Path) -> None:
+    """`samples` is `choose`; `keep_raw`, which is gone, says so and changes nothing."""
+    folder = write(tmp_path / "a")
+    with pytest.warns(DeprecationWarning, match="choose"):
+        assert StreamingDataset(streams=[Stream(local=folder, samples=5)]).epoch_size == 5
+    with pytest.warns(DeprecationWarning, match="`keep_raw` is ignored"):
+        assert StreamingDataset(local=folder, keep_raw=True).epoch_size == 8
+    with pytest.raises(TypeError, match="keeps_raw"):
+        Stream(local=folder, keeps_raw=True)
+
+
 def test_no_batch_size(tmp_path: Path) -> None:
-    """Needed to iterate, not to construct or index."""
+    """Without a batch size the order is dealt sample by sample: each comes once."""
     found = StreamingDataset(local=write(tmp_path / "a"))
     assert found[3]["id"] == 3
-    with pytest.raises(ValueError, match="Please pass `batch_size`"):
-        next(iter(found))
+    assert ids(found) == list(range(8))
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:

@@ -1,0 +1,7 @@
+"""Memory that processes share by a name: one class."""
+
+from __future__ import annotations
+
+from streaming.compatibility.shared import SharedScalar
+
+__all__ = ["SharedScalar"]

@@ -1,0 +1,153 @@
+"""Memory that processes share by a name, for programs that use it themselves: no dataset here has any.
+
+A name is a segment of the operating system (`shm_open`). Who creates it removes it at its exit; one whose creator was
+killed stays, as it does with mosaicml-streaming.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import time
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory as Segment
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streaming.compatibility.constants import TICK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = ["SharedArray", "SharedBarrier", "SharedMemory", "SharedScalar"]
+
+
+class SharedMemory:
+    """A named segment.
+
+    Args:
+        name: Its name; by default one that nobody has.
+        create: Make it (FileExistsError where it is) or take an existing one (FileNotFoundError where it is not); by
+            default whichever works.
+        size: Bytes of one that is made.
+        auto_cleanup: Remove it, or let go of it, at this process's exit.
+    """
+
+    def __init__(
+        self, name: str | None = None, create: bool | None = None, size: int = 0, auto_cleanup: bool = True
+    ) -> None:
+        self._creator = 0
+        if create is not False:
+            try:
+                self.shm = Segment(name, create=True, size=size)
+                self._creator = os.getpid()
+            except FileExistsError:
+                if create:
+                    raise
+        if not self._creator:
+            self.shm = Segment(name, create=False)
+        # the tracker would remove it when the first of its users exits
+        resource_tracker.unregister(self.shm._name, "shared_memory")  # type: ignore[attr-defined]
+        if auto_cleanup:
+            atexit.register(self.cleanup)
+
+    @property
+    def buf(self) -> memoryview:
+        """Its bytes. Raises ValueError after `cleanup`."""
+        if self.shm.buf is None:
+            raise ValueError("the segment is let go of: make another SharedMemory")
+        return self.shm.buf
+
+    def cleanup(self) -> None:
+        """Let go of the segment; its creator removes it too."""
+        with suppress(BufferError):  # an array of it is still in use: the mapping goes with that
+            self.shm.close()
+        if self._creator == os.getpid():
+            self._creator = 0
+            with suppress(FileNotFoundError):
+                resource_tracker.register(self.shm._name, "shared_memory")  # type: ignore[attr-defined]
+                self.shm.unlink()
+
+
+class SharedArray:
+    """An array in a named segment.
+
+    Args:
+        shape: Its shape, or its length.
+        dtype: A numpy scalar type.
+        name: The segment's name.
+    """
+
+    def __init__(self, shape: int | tuple[int, ...], dtype: type, name: str) -> None:
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.dtype = dtype
+        self.name = name
+        self.shm = SharedMemory(name=name, size=int(np.prod(self.shape)) * np.dtype(dtype).itemsize)
+
+    def numpy(self) -> NDArray[Any]:
+        """The array itself; what is written into it, others see."""
+        return np.ndarray(self.shape, dtype=self.dtype, buffer=self.shm.buf)
+
+    def __len__(self) -> int:
+        """Entries along the first axis."""
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.numpy()[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.numpy()[index] = value
+
+
+class SharedScalar:
+    """One number in a named segment."""
+
+    def __init__(self, dtype: type, name: str) -> None:
+        self.dtype = dtype
+        self.name = name
+        self.arr = SharedArray(1, dtype, name)
+
+    def get(self) -> Any:
+        """The number."""
+        return self.arr[0]
+
+    def set(self, value: Any) -> None:
+        """Change it."""
+        self.arr[0] = value
+
+
+class SharedBarrier:
+    """Where processes wait for each other; may be used again and again.
+
+    Args:
+        filelock_path: Kept as an attribute; the lock is on the segment itself, and no file is made.
+        shm_name: The segment's name.
+    """
+
+    def __init__(self, filelock_path: str, shm_name: str) -> None:
+        self.filelock_path = filelock_path
+        self._counts = SharedArray(2, np.int64, shm_name)  # who has come, and how often all have
+
+    @contextmanager
+    def _locked(self) -> Iterator[NDArray[Any]]:
+        fd = os.open(f"/proc/self/fd/{self._counts.shm.shm._fd}", os.O_RDWR)  # type: ignore[attr-defined]
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield self._counts.numpy()
+        finally:
+            os.close(fd)
+
+    def __call__(self, num_procs: int) -> None:
+        """Return when so many processes have called this."""
+        with self._locked() as counts:
+            turn = int(counts[1])
+            counts[0] += 1
+            if counts[0] == num_procs:
+                counts[:] = 0, turn + 1
+        while self._counts[1] == turn:
+            time.sleep(TICK)
