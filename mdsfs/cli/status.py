@@ -36,7 +36,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the status."""
     document = of_mount(args.mountpoint) if args.mountpoint else of_cache(args.cache_dir or default_cache_dir())
-    print(json.dumps(document, indent=1) if args.json else render(document))
+    if args.json:
+        print(json.dumps(document, indent=1))
+    else:
+        document.pop("timings", None)  # thousands of counts are for programs
+        print(render(document))
     return 0
 
 

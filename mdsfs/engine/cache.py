@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mdsfs.metrics.timings import Timings
 from streaming.engine.residency import BLOCK
 
 from .ledger import Ledger, chunk_blocks
@@ -63,7 +64,8 @@ class _Victim:
 class Cache:
     """The room of one cache directory."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, timings: Timings | None = None) -> None:
+        self.timings = timings or Timings()
         self.ledger = Ledger(limit)
         self.policy = LeastRecentlyUsed()
         self.chunk = chunk_blocks(limit)
@@ -192,7 +194,7 @@ class Cache:
         self._evicting += 1
         try:
             # Shielded: what has lost its bits must either go or get them back.
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True), self.timings.timed("evict_seconds"):
                 gone = await trio.to_thread.run_sync(_punch_all, victims)
             for victim, done in zip(victims, gone, strict=True):
                 self._end(victim, gone=done)

@@ -35,7 +35,7 @@ Run = tuple[int, int]  # first block, number of blocks
 class FileWork:
     """What happens to one file, and what has."""
 
-    __slots__ = ("busy", "changing", "checking", "error", "flights", "refused", "waiters")
+    __slots__ = ("busy", "changing", "checking", "error", "flights", "outside", "refused", "waiters")
 
     def __init__(self) -> None:
         self.flights: list[Flight] = []
@@ -50,6 +50,8 @@ class FileWork:
         """Fills of which the bytes were wrong."""
         self.error: StreamingError | None = None
         """Why this file is not fetched again before the engine is restarted."""
+        self.outside = False
+        """The disk took no cache file when a client asked for it: nothing is cached of it before a restart."""
 
     def __repr__(self) -> str:
         return f"FileWork({len(self.flights)} flights, {len(self.waiters)} waiters, error={self.error})"
@@ -110,7 +112,7 @@ class Dataset:
     def rest(self, file: int) -> None:
         """Forget a record that says nothing any more."""
         work = self.work.get(file)
-        if work is None or work.checking is not None or work.error is not None:
+        if work is None or work.checking is not None or work.error is not None or work.outside:
             return
         if not (work.flights or work.waiters or work.busy or work.changing or work.refused):
             del self.work[file]
@@ -169,9 +171,9 @@ class Dataset:
     def begin_change(self, file: int) -> None:
         """Make the generation odd, or keep it so."""
         work = self.working(file)
+        if not work.changing:
+            self.residency.begin(file)  # on a disk that has turned read-only this fails, and nothing has begun
         work.changing += 1
-        if work.changing == 1:
-            self.residency.begin(file)
 
     def end_change(self, file: int) -> None:
         """Make the generation even again when nobody else is changing the file."""

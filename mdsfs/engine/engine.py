@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from mdsfs.metrics.timings import Timings
 from streaming.engine.messages import PROTOCOL
 
 from .ahead import Ahead
 from .cache import Cache
+from .cachedisk import CacheDisk
 from .fills import Fills
+from .health import Health
 from .passing import Passing
 from .pool import FetcherPool
 from .sources import Sources
@@ -39,11 +42,16 @@ class Engine:
         self.options = options
         self.store = store
         self.started = time.time()
-        self.cache = Cache(options.cache_limit)
-        self.pool = FetcherPool(options.processes, options.threads, options.part_size)
-        self.fills = Fills(self.cache, self.pool, nursery, options.part_size)
+        self.timings = Timings()
+        self.health = Health()
+        self.cache = Cache(options.cache_limit, self.timings)
+        self.disk = CacheDisk(options.cache_dir, self.health)
+        self.pool = FetcherPool(
+            options.processes, options.threads, options.part_size, timings=self.timings, health=self.health
+        )
+        self.fills = Fills(self.cache, self.disk, self.pool, nursery, options.part_size)
         self.passing = Passing(self.pool, self.fills.forms)
-        self.wants = Wants(self.cache, self.fills, self.passing)
+        self.wants = Wants(self.cache, self.fills, self.passing, self.timings)
         self.ahead = Ahead(self.fills, options.cache_limit, options.part_size, nursery)
         self.sources = Sources(store, self.cache, self.fills, self.ahead, shard_level=options.verify == "shard")
         self.sessions: set[Session] = set()
@@ -105,6 +113,6 @@ class Engine:
             "hash": next((f"{name}:{digest}" for name, digest in hashes.items()), None),
         }
 
-    async def status_document(self) -> bytes:
+    async def status_document(self, *, brief: bool = False) -> bytes:
         """The status document (JSON)."""
-        return await document(self)
+        return await document(self, brief=brief)

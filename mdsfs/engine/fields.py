@@ -26,7 +26,8 @@ OPS: Mapping[str, frozenset[str]] = {
     "ahead": frozenset({"dataset", "ranges"}),
     "state": frozenset({"dataset", "file"}),
     "register": frozenset({"mountpoint", "source"}),
-    "status": frozenset(),
+    "report": frozenset({"reads_at_once", "reads_asked", "reads_waiting", "reads_failed", "bytes_read", "timings"}),
+    "status": frozenset({"brief"}),
     "stop": frozenset(),
 }
 # Nothing in a cache is larger: far from where arithmetic of others would overflow.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from streaming.engine.residency import BLOCK
-from streaming.errors import CacheFullError, DatasetError, StreamingError
+from streaming.errors import CacheDirectoryError, CacheFullError, DatasetError, StreamingError
 
 from .flights import Flight, Waiter, uncovered
 from .forms import Forms
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from .cache import Cache
+    from .cachedisk import CacheDisk
     from .dataset import Dataset, FileWork, Run
     from .flights import ByteRange
     from .framing import Framing
@@ -71,8 +72,9 @@ class _NoRoomError(Exception):
 class Fills:
     """All flights of the engine."""
 
-    def __init__(self, cache: Cache, pool: FetcherPool, nursery: trio.Nursery, part_size: int) -> None:
+    def __init__(self, cache: Cache, disk: CacheDisk, pool: FetcherPool, nursery: trio.Nursery, part_size: int) -> None:
         self.cache = cache
+        self.disk = disk
         self.pool = pool
         self.forms = Forms(pool)
         self.edges = Edges()
@@ -207,10 +209,16 @@ class Fills:
             await self._fetch(flight)
         except _NoRoomError:
             no_room = True
+        except (CacheFullError, CacheDirectoryError) as problem:
+            self.disk.refused(problem)
+            no_room = True
         except StreamingError as problem:
             error = problem
         except OSError as problem:
-            error = CacheFullError(f"the disk under the cache does not take any more: {problem.strerror}")
+            self.disk.refused(CacheFullError(f"the disk under the cache does not take any more: {problem.strerror}"))
+            no_room = True
+        else:
+            self.disk.worked()
         finally:
             await self._land(flight, error, no_room=no_room)
 
@@ -218,6 +226,8 @@ class Fills:
         """Wait until nothing of an earlier life is in the way, and claim the room."""
         dataset, file = flight.dataset, flight.file
         work = dataset.working(file)
+        if work.outside or not self.disk.takes(flight.count * BLOCK):
+            raise _NoRoomError
         for cell in dataset.cells(file, flight.first, flight.count):
             while cell in work.busy:
                 await work.busy[cell].wait()
@@ -262,8 +272,10 @@ class Fills:
                 version.found(result.etag)
                 return result
             finally:
-                dataset.folder.end_fill(file, fd)
-                os.close(fd)
+                try:
+                    dataset.folder.end_fill(file, fd)
+                finally:
+                    os.close(fd)
 
     def _job(self, flight: Flight, etag: str | None) -> Job:
         dataset, file = flight.dataset, flight.file

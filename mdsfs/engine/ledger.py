@@ -157,6 +157,10 @@ class Ledger:
         """Files of which something is resident."""
         return iter(np.flatnonzero(self._accounts[dataset].resident).tolist())
 
+    def resident_blocks_of(self, dataset: int) -> npt.NDArray[np.int64]:
+        """Resident blocks of each file of a dataset; to be looked at, not kept."""
+        return self._accounts[dataset].resident
+
     def dataset_resident(self, dataset: int) -> int:
         """Resident blocks of a whole dataset."""
         return int(self._accounts[dataset].resident.sum())

@@ -15,17 +15,20 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from mdsfs.metrics.timings import Timings
 from streaming.engine import messages
 from streaming.errors import EngineError, StreamingError, from_wire
 from streaming.mds.seekable import SeekTable
 
 from .child import environment
 from .dispatch import Dispatcher
+from .health import Health
 from .jobs import HashJob, Job, JobResult, ProbeJob, job_to_wire, object_of, pieces_from_wire
 from .wire import pack, read_all, unpack
 
@@ -122,7 +125,18 @@ class FetcherPool:
     Of one object at most half of all threads run at the same time, so that a stuck one does not stop the others.
     """
 
-    def __init__(self, processes: int = 1, threads: int = DEFAULT_THREADS, part_size: int = DEFAULT_PART_SIZE) -> None:
+    def __init__(
+        self,
+        processes: int = 1,
+        threads: int = DEFAULT_THREADS,
+        part_size: int = DEFAULT_PART_SIZE,
+        *,
+        timings: Timings | None = None,
+        health: Health | None = None,
+    ) -> None:
+        """`timings` and `health` hear of every job's end; those of nobody else where none are given."""
+        self.timings = timings or Timings()
+        self.health = health or Health()
         self.processes = processes
         self.threads = threads
         self.part_size = part_size
@@ -171,12 +185,16 @@ class FetcherPool:
         ticket.priority, ticket.on_extent, ticket.on_etag = priority, on_extent, on_etag
         self._tickets.add(ticket)
         try:
-            while ticket.outcome is None:
-                await self._attempt(ticket)
+            with self.timings.timed("fetch_seconds", "job", type(job).__name__.removesuffix("Job").lower()):
+                while ticket.outcome is None:
+                    await self._attempt(ticket)
         finally:
             self._tickets.discard(ticket)
         if isinstance(ticket.outcome, StreamingError):
+            self.health.not_fetched(url, ticket.outcome)
             raise ticket.outcome
+        if not isinstance(job, HashJob):
+            self.health.fetched(url)
         return ticket.outcome
 
     async def prepare(self, url: str, options: RemoteOptions) -> None:
@@ -196,16 +214,22 @@ class FetcherPool:
             restarts=self._restarts,
         )
 
+    def pids(self) -> list[int]:
+        """The fetchers that run now."""
+        return [fetcher.process.pid for fetcher in self._fetchers]
+
     # ---- one job -----------------------------------------------------------------------------------------------------
 
     async def _attempt(self, ticket: _Ticket) -> None:
         """Through the queue and one fetcher. Without an outcome afterwards, that fetcher died."""
         again = ticket.lives < MAX_LIVES
         ticket.reset()
+        queued = time.perf_counter()
         self._queue.add(ticket, ticket.target, ticket.priority, first=again)
         self._dispatch()
         try:
             await ticket.assigned.wait()
+            self.timings.of("fetch_queue_seconds").observe(time.perf_counter() - queued)
             if ticket.fetcher is not None:
                 await ticket.fetcher.start_job(ticket)
                 await ticket.ended.wait()

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from streaming.engine import messages
 from streaming.errors import (
+    CacheDirectoryError,
+    CacheFullError,
     EngineRefusedError,
     ObjectMissingError,
     ProtocolError,
@@ -27,6 +30,7 @@ from streaming.errors import (
 
 from . import fields
 from .connection import Connection, PeerGone
+from .counters import Activity
 from .wants import WantedRange
 from .widen import Widener
 
@@ -83,11 +87,14 @@ class Session:
         self.kind: str | None = None
         self.pid = peer.pid
         self.mounts: list[dict[str, str]] = []
+        self.activity = Activity()
         self._engine = engine
         self._connection = connection
         self._nursery = nursery
         self._datasets: dict[int, _Opened] = {}
         self._running: set[int] = set()
+        self._current = "", 0.0
+        """The op that is being taken, and since when."""
         self._claims: dict[int, Claim] = {}
 
     def __repr__(self) -> str:
@@ -129,7 +136,10 @@ class Session:
                 raise ProtocolError("too many requests are open, or one of this id")
             if self.kind is None and op != "hello":
                 raise ProtocolError("hello comes first")
+            self._current = op, time.perf_counter()
             getattr(self, f"_op_{op}")(number, request)
+            if number not in self._running:
+                self._time(*self._current)
         except StreamingError as error:
             self._refuse(number, error)
 
@@ -142,6 +152,7 @@ class Session:
 
     def _run(self, number: int, work: Callable[[], Awaitable[None]]) -> None:
         """Answer later."""
+        op, begun = self._current
 
         async def run() -> None:
             try:
@@ -150,9 +161,13 @@ class Session:
                 self._refuse(number, error)
             finally:
                 self._running.discard(number)
+                self._time(op, begun)
 
         self._running.add(number)
         self._nursery.start_soon(run, name=f"request {number} of pid {self.pid}")
+
+    def _time(self, op: str, begun: float) -> None:
+        self._engine.timings.of("request_seconds", "op", op).observe(time.perf_counter() - begun)
 
     def _opened(self, request: dict[str, Any]) -> _Opened:
         opened = self._datasets.get(fields.number(request, "dataset"))
@@ -248,7 +263,15 @@ class Session:
         self._run(number, work)
 
     def _answer_file(self, number: int, dataset: Dataset, file: int) -> None:
-        self._answer(number, {"direct": False, "size": dataset.size(file)}, [dataset.folder.read_fd(file)])
+        try:
+            fd = dataset.folder.read_fd(file)
+        except (CacheFullError, CacheDirectoryError) as error:
+            # The disk takes no new file. A stand-in of zeros will do, since nothing of it will ever be resident.
+            self._engine.fills.disk.refused(error)
+            dataset.working(file).outside = True
+            fd = os.memfd_create("mdsfs-outside", os.MFD_CLOEXEC)
+            os.ftruncate(fd, dataset.size(file))
+        self._answer(number, {"direct": False, "size": dataset.size(file)}, [fd])
 
     def _op_want(self, number: int, request: dict[str, Any]) -> None:
         opened = self._opened(request)
@@ -264,12 +287,17 @@ class Session:
             raise ProtocolError(f"{MAX_CLAIMS} wants are held: send done for those that were read")
         for file, offset in touched:
             self._engine.cache.touch_resident(dataset, file, offset)
+        self.activity.touched += len(touched)
         wanted = [
             (file, offset, min(offset + length, dataset.size(file)))
             for file, offset, length in ranges
             if length and offset < dataset.size(file) and _source_file(opened, file) is None
         ]
+        if wanted:
+            self.activity.wants += 1
+            self.activity.note(dataset, wanted)
         if (claim := self._engine.wants.claim_nowait(dataset, wanted)) is not None:
+            self.activity.hits += bool(wanted)
             self._grant(number, claim)
             return
         self._run(number, lambda: self._want(number, opened, self._widened(opened, handle, wanted), timeout))
@@ -289,10 +317,16 @@ class Session:
         return found
 
     async def _want(self, number: int, opened: _Opened, wanted: list[WantedRange], patience: float) -> None:
-        with trio.move_on_after(patience):
-            claim = await self._engine.wants.claim(opened.dataset, wanted)
-            self._grant(number, claim)
-            return
+        begun = time.perf_counter()
+        self.activity.waiting += 1
+        try:
+            with trio.move_on_after(patience):
+                claim = await self._engine.wants.claim(opened.dataset, wanted)
+                self._grant(number, claim)
+                return
+        finally:
+            self.activity.waiting -= 1
+            self.activity.waited += time.perf_counter() - begun
         raise ReadTimeoutError(f"not fetched within {patience:g} s: {_named(opened.dataset, wanted)}")
 
     def _grant(self, number: int, claim: Claim) -> None:
@@ -341,15 +375,19 @@ class Session:
         self.mounts.append({"mountpoint": fields.text(request, "mountpoint"), "source": fields.text(request, "source")})
         self._answer(number, {})
 
-    def _op_status(self, number: int, request: dict[str, Any]) -> None:
-        del request
-        self._run(number, lambda: self._status(number))
+    def _op_report(self, number: int, request: dict[str, Any]) -> None:
+        self.activity.report(request)
+        self._answer(number, {})
 
-    async def _status(self, number: int) -> None:
+    def _op_status(self, number: int, request: dict[str, Any]) -> None:
+        brief = fields.flag(request, "brief")
+        self._run(number, lambda: self._status(number, brief=brief))
+
+    async def _status(self, number: int, *, brief: bool) -> None:
         fd = os.memfd_create("mdsfs-status", os.MFD_CLOEXEC)
         with contextlib.ExitStack() as unsent:
             unsent.callback(os.close, fd)
-            data = await self._engine.status_document()
+            data = await self._engine.status_document(brief=brief)
             os.write(fd, data)
             unsent.pop_all()
         self._answer(number, {}, [fd])

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from mdsfs.metrics.timings import BOUNDS
+
+from .counters import process_figures, shard_states
 from .ledger import BLOCK
 
 if TYPE_CHECKING:
@@ -31,12 +34,14 @@ def version() -> str:
         return "unknown"
 
 
-async def document(engine: Engine) -> bytes:
-    """The status of now. Measuring the disk walks the cache's files, in a thread."""
-    disk_bytes = await trio.to_thread.run_sync(engine.store.disk_bytes)
+async def document(engine: Engine, *, brief: bool = False) -> bytes:
+    """The status of now. Measuring what the cache takes on the disk walks its files, in a thread: not when `brief`."""
+    measured = {} if brief else {"disk_bytes": await trio.to_thread.run_sync(engine.store.disk_bytes)}
     shown = {
         "engine": _engine(engine),
-        "cache": {**_cache(engine), "disk_bytes": disk_bytes},
+        "process": process_figures(engine.pool.pids()),
+        "problems": engine.health.snapshot(),
+        "cache": {**_cache(engine), **measured},
         "remote": _remote(engine),
         "reads": {
             "hits": engine.wants.hits,
@@ -54,7 +59,10 @@ async def document(engine: Engine) -> bytes:
         "mounts": [mount | {"pid": each.pid} for each in engine.sessions for mount in each.mounts],
         "datasets": [_dataset(engine, each) for each in list(engine.cache.datasets.values())[:MOST_SHOWN]],
         "clients": [_client(each) for each in list(engine.sessions)[:MOST_SHOWN]],
+        "timings": {"bounds": BOUNDS, "series": _series(engine)},
     }
+    if brief:
+        return json.dumps(shown, separators=(",", ":")).encode()
     return json.dumps(shown, indent=1).encode() + b"\n"
 
 
@@ -79,6 +87,7 @@ def _cache(engine: Engine) -> dict[str, Any]:
         "pinned_bytes": engine.cache.pinned_blocks * BLOCK,
         "chunk_bytes": engine.cache.chunk * BLOCK,
         "held_chunks": ledger.held_chunks,
+        "filesystem": engine.disk.room(),
     }
 
 
@@ -105,9 +114,23 @@ def _dataset(engine: Engine, dataset: Dataset) -> dict[str, Any]:
         "resident_bytes": engine.cache.ledger.dataset_resident(dataset.number) * BLOCK,
         "users": dataset.users,
         "verify": "shard" if dataset.shard_level else "transport",
+        "shards": shard_states(dataset, engine.cache.ledger),
         "failed_files": sum(1 for work in dataset.work.values() if work.error is not None),
     }
 
 
 def _client(session: Session) -> dict[str, Any]:
-    return {"kind": session.kind, "pid": session.pid, "uid": session.peer.uid}
+    who = {"kind": session.kind, "pid": session.pid, "uid": session.peer.uid}
+    mounts = [mount["mountpoint"] for mount in session.mounts]
+    return who | ({"mountpoint": mounts[0]} if mounts else {}) | session.activity.shown() | session.activity.reported
+
+
+def _series(engine: Engine) -> list[dict[str, Any]]:
+    """The engine's own histograms, and those that mounts tell of themselves, by mountpoint."""
+    told = [
+        each | {"labels": {**each["labels"], "mountpoint": session.mounts[0]["mountpoint"]}}
+        for session in list(engine.sessions)[:MOST_SHOWN]
+        if session.mounts
+        for each in session.activity.timings
+    ]
+    return [*engine.timings.snapshot(), *told]

@@ -7,6 +7,7 @@ again while the rest is still coming, or before the client has copied it.
 from __future__ import annotations
 
 import functools
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from streaming.errors import StreamingError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from mdsfs.metrics.timings import Timings
 
     from .cache import Cache, Hold
     from .dataset import Dataset
@@ -52,8 +55,9 @@ class Claim:
 class Wants:
     """Serves the wants of all clients."""
 
-    def __init__(self, cache: Cache, fills: Fills, passing: Passing) -> None:
+    def __init__(self, cache: Cache, fills: Fills, passing: Passing, timings: Timings) -> None:
         self._cache = cache
+        self._timings = timings
         self._fills = fills
         self._passing = passing
         self.hits = 0
@@ -77,6 +81,7 @@ class Wants:
     async def claim(self, dataset: Dataset, wanted: Sequence[WantedRange]) -> Claim:
         """The claim, when everything is resident or passed by. Raises what kept it from that, with nothing held."""
         self.misses += 1
+        begun, outcome = time.perf_counter(), "failed"
         claim = Claim()
         try:
             for each in wanted:
@@ -87,9 +92,12 @@ class Wants:
             crowded = await self._bring_all(dataset, by_file)
             if crowded:
                 await self._pass_all(claim, dataset, crowded)
+            outcome = "passed" if crowded else "fetched"
         except BaseException:
             self.release(claim)
             raise
+        finally:
+            self._timings.of("read_wait_seconds", "outcome", outcome).observe(time.perf_counter() - begun)
         return claim
 
     def release(self, claim: Claim) -> None:

@@ -33,6 +33,7 @@ from .recency import Touched
 from .session import REPLY_PATIENCE, Attached, Session, SourceOptions, open_session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from streaming.engine.spawn import EngineOptions
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 GRACE = 0.5
 # Between attempts to reach an engine: the first follow a crash closely, later ones must not be a load.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
+# Between two reports: as fresh as somebody who looks at a live page expects.
+REPORT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Link:
         self.waiting = 0
         self.reads_at_once = 0
         self.reads_asked = 0
+        self._told: Session | None = None
         self.known: list[Attached] = []
         """The datasets of the first session: what the mount shows for as long as it lives."""
 
@@ -335,6 +339,19 @@ class Link:
                     )
                     reply.close()
                     session.connection.done(reply.request)
+
+    async def report(self, figures: Callable[[], dict[str, Any]]) -> None:
+        """Tell the engine what this mount does, when it has changed, so that one place shows the whole host."""
+        told: dict[str, Any] = {}
+        while True:
+            await trio.sleep(REPORT_SECONDS)
+            now = figures()
+            session = self._session
+            if session is None or (now == told and session is self._told):
+                continue
+            with contextlib.suppress(StreamingError):
+                (await session.connection.request("report", patience=REPLY_PATIENCE, **now)).close()
+                told, self._told = now, session
 
     # ---- everything else ---------------------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ class MountConfig:
     validate: str | None = None
     read_timeout: float = 60.0
     allow_other: bool = False
+    spawn: bool = True
     fuse_options: tuple[str, ...] = field(default=())
 
     def mount_options(self) -> set[str]:
@@ -79,7 +80,8 @@ def serve(config: MountConfig, ready: Callable[[Outcome], None]) -> int:
 
 async def _serve(config: MountConfig, ready: Callable[[Outcome], None]) -> int:
     source = SourceOptions(config.source, config.identity, config.validate, config.mountpoint)
-    link = Link(config.engine, source, read_timeout=config.read_timeout, descriptors=raise_descriptor_limit())
+    descriptors = raise_descriptor_limit()
+    link = Link(config.engine, source, read_timeout=config.read_timeout, descriptors=descriptors, spawn=config.spawn)
     failure: BaseException | None = None
     async with _ended_by_signal(link) as nursery:
         try:
@@ -104,6 +106,7 @@ async def _mounted(config: MountConfig, link: Link, ready: Callable[[Outcome], N
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.tell_touched)
+            nursery.start_soon(link.report, handlers.report)
             announcing = _Announcing(config, tree, link, status, ready)
             nursery.start_soon(announcing.run)
             await pyfuse3.main(max_tasks=MAX_TASKS)

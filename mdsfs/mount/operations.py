@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import stat
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -21,6 +22,7 @@ import cachetools
 import pyfuse3
 import trio
 
+from mdsfs.metrics.timings import Timings
 from streaming.errors import StreamingError
 
 from .link import Link, Place
@@ -76,6 +78,7 @@ def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
 
     @functools.wraps(handler)
     async def guard(*args: P.args, **kwargs: P.kwargs) -> R:
+        begun = time.perf_counter()
         try:
             return await handler(*args, **kwargs)
         except pyfuse3.FUSEError:
@@ -90,6 +93,9 @@ def guarded(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
         except Exception as error:  # a fault of ours must cost one call, not the mount
             log.exception("%s failed", handler.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from error
+        finally:
+            timings: Timings = args[0].timings  # type: ignore[attr-defined]  # the handlers themselves
+            timings.of("fuse_seconds", "operation", handler.__name__).observe(time.perf_counter() - begun)
 
     return guard
 
@@ -101,6 +107,9 @@ class Handlers(pyfuse3.Operations):
         self, tree: Tree, link: Link, ownership: Ownership, status: StatusDocument, engine: dict[str, Any]
     ) -> None:
         super().__init__()
+        self.timings = Timings()
+        self.bytes_read = 0
+        self.reads_failed = 0
         self._tree = tree
         self._link = link
         self._owner = ownership
@@ -188,6 +197,7 @@ class Handlers(pyfuse3.Operations):
         place = Place(node.dataset, node.row, off, size, fh)
         try:
             if size <= MAX_READ and self._link.read_nowait(place, self._buffer[:size]):
+                self.bytes_read += size
                 return self._buffer[:size]
             data = await self._link.read(place)
         except (StreamingError, OSError) as error:
@@ -195,6 +205,7 @@ class Handlers(pyfuse3.Operations):
             handle.errno, handle.errno_until = failure.errno, trio.current_time() + REPEAT_SECONDS
             raise failure from error
         handle.errno = 0
+        self.bytes_read += size
         self._logged.pop(node.inode, None)
         return data
 
@@ -237,6 +248,17 @@ class Handlers(pyfuse3.Operations):
     setattr = mknod = mkdir = unlink = rmdir = symlink = rename = link = _read_only
     create = write = setxattr = removexattr = _read_only
 
+    def report(self) -> dict[str, Any]:
+        """What the engine is told about this mount, for status and metrics."""
+        return {
+            "reads_at_once": self._link.reads_at_once,
+            "reads_asked": self._link.reads_asked,
+            "reads_waiting": self._link.waiting,
+            "reads_failed": self.reads_failed,
+            "bytes_read": self.bytes_read,
+            "timings": self.timings.snapshot(),
+        }
+
     # ---- helpers -----------------------------------------------------------------------------------------------------
 
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
@@ -254,11 +276,12 @@ class Handlers(pyfuse3.Operations):
 
     def _failed(self, node: Node, error: StreamingError | OSError) -> pyfuse3.FUSEError:
         """The errno of a failed read. Each reason is logged once per file, until that file was read again."""
+        self.reads_failed += 1
         reason = str(error)
         if self._logged.get(node.inode) != reason:
             self._logged[node.inode] = reason
             path = self._tree.path(node)
-            log.error("%s: %s", path, reason)
+            log.error("%s: %s", path, reason, extra={"event": "read-failed", "subject": path})
             self._status.note_error(path, reason)
         return pyfuse3.FUSEError(type(error).errno if isinstance(error, StreamingError) else errno.EIO)
 
