@@ -136,6 +136,10 @@ class Remote(ABC):
     def put(self, key: str, data: bytes | Path, *, progress: Callable[[int], None] | None = None) -> None:
         """Write one object whole; `progress` is told the bytes of each piece that has been sent."""
 
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove one object; one that is not there is no error."""
+
     def local_path(self, key: str) -> Path | None:
         """The object as a file on this host, where it is one."""
         check_key(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -130,6 +131,19 @@ class LocalRemote(Remote):
             if isinstance(data, Path) and error.filename == str(data):
                 path = data
             raise self._failure(path, error) from error
+
+    def delete(self, key: str) -> None:
+        """Folders that are empty afterwards go as well: in an object store there are none."""
+        path = self.local_path(key)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._failure(path, error) from error
+        folder = path.parent
+        with contextlib.suppress(OSError):  # not empty, or somebody else's
+            while folder != self.root:
+                folder.rmdir()
+                folder = folder.parent
 
     def _failure(self, path: Path, error: OSError) -> RemoteError:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):

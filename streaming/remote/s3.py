@@ -174,6 +174,12 @@ class S3Remote(Remote):
                 progress(-sent)
             raise
 
+    def delete(self, key: str) -> None:
+        """As in `Remote`."""
+        full = self._prefix + check_key(key)
+        extra = {"RequestPayer": "requester"} if self.session().pays else {}
+        self._call(full, lambda client: client.delete_object(Bucket=self.bucket, Key=full, **extra))
+
     # ---- calls through boto3 ----------------------------------------------------------------------------------------
 
     def _call(self, key: str, action: Callable[[Any], T]) -> T:

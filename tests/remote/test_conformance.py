@@ -148,6 +148,17 @@ def test_listing_versions_agree(store: Store) -> None:
     assert found.etag == store.remote.stat("x").etag
 
 
+def test_delete(store: Store) -> None:
+    """A deleted object is gone, and nothing else is; deleting it again is no error."""
+    if not store.lists:
+        pytest.skip("a static server cannot delete")
+    store.put("folder/x", b"1")
+    store.put("y", b"2")
+    store.remote.delete("folder/x")
+    store.remote.delete("folder/x")
+    assert [found.key for found in store.remote.list(recursive=False)] == ["y"]
+
+
 def test_put(store: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Bytes and files are stored whole, over what was there, and progress adds up to their size."""
     if store.kind == "nginx":
