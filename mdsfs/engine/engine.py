@@ -16,6 +16,8 @@ from .cache import Cache
 from .cachedisk import CacheDisk
 from .fills import Fills
 from .health import Health
+from .hints import Hints
+from .orders import Orders
 from .passing import Passing
 from .pool import FetcherPool
 from .sources import Sources
@@ -42,6 +44,7 @@ class Engine:
         self.options = options
         self.store = store
         self.started = time.time()
+        self.started_at = time.monotonic()  # the other one jumps when somebody sets the clock
         self.timings = Timings()
         self.health = Health()
         self.cache = Cache(options.cache_limit, self.timings)
@@ -54,9 +57,12 @@ class Engine:
         self.wants = Wants(self.cache, self.fills, self.passing, self.timings)
         self.ahead = Ahead(self.fills, options.cache_limit, options.part_size, nursery)
         self.sources = Sources(store, self.cache, self.fills, self.ahead, shard_level=options.verify == "shard")
+        self.hints = Hints(Orders(), nursery)
         self.sessions: set[Session] = set()
         self.max_window = min(MAX_WINDOW, options.cache_limit // 4)
         self.stopping = trio.Event()
+        self.dismissed = False
+        """The only client said that nobody will need the engine after it: an idle time is not waited for."""
         self._clients_changed = trio.lowlevel.ParkingLot()
 
     def __repr__(self) -> str:

@@ -41,6 +41,7 @@ async def document(engine: Engine, *, brief: bool = False) -> bytes:
         "engine": _engine(engine),
         "process": process_figures(engine.pool.pids()),
         "problems": engine.health.snapshot(),
+        "problems_begun": dict(engine.health.begun),
         "cache": {**_cache(engine), **measured},
         "remote": _remote(engine),
         "reads": {
@@ -57,6 +58,8 @@ async def document(engine: Engine, *, brief: bool = False) -> bytes:
         },
         "evictions": {"count": engine.cache.evictions, "bytes": engine.cache.evicted_blocks * BLOCK},
         "mounts": [mount | {"pid": each.pid} for each in engine.sessions for mount in each.mounts],
+        "jobs": engine.hints.to_json(),
+        "refused_hints": list(engine.hints.refused),
         "datasets": [_dataset(engine, each) for each in list(engine.cache.datasets.values())[:MOST_SHOWN]],
         "clients": [_client(each) for each in list(engine.sessions)[:MOST_SHOWN]],
         "timings": {"bounds": BOUNDS, "series": _series(engine)},
@@ -70,7 +73,8 @@ def _engine(engine: Engine) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "version": version(),
-        "uptime_seconds": round(time.time() - engine.started, 1),
+        "started": round(engine.started, 3),
+        "uptime_seconds": round(time.monotonic() - engine.started_at, 1),
         "options": engine.options.shown(),
     }
 

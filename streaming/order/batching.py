@@ -15,7 +15,7 @@ from streaming.order.sampling import gather
 from streaming.order.shuffles import get_shuffle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Method = Callable[[OrderSpec, World, int, int], NDArray[np.int64]]
 
-__all__ = ["METHODS", "random_of_rank"]
+__all__ = ["METHODS", "random_of_ranks"]
 
 
 def random(spec: OrderSpec, world: World, epoch: int, drop: int) -> NDArray[np.int64]:
@@ -44,8 +44,10 @@ def random(spec: OrderSpec, world: World, epoch: int, drop: int) -> NDArray[np.i
     return _ids_at(spec, spec.draw(epoch), positions, epoch, spec.block_size)
 
 
-def random_of_rank(spec: OrderSpec, world: World, epoch: int, drop: int) -> NDArray[np.int64]:
-    """One rank's part of `random`."""
+def random_of_ranks(
+    spec: OrderSpec, world: World, epoch: int, drop: int, ranks: Iterable[int]
+) -> Iterator[NDArray[np.int64]]:
+    """The parts of ranks of `random`, one after the other; the shuffle is made once."""
     shape = Shape(
         spec.partition_algo,
         spec.epoch_size,
@@ -57,8 +59,14 @@ def random_of_rank(spec: OrderSpec, world: World, epoch: int, drop: int) -> NDAr
         drop,
         spec.initial_nodes,
     )
-    positions = partition_rank(shape, world.node, world.rank_of_node)
-    return _ids_at(spec, spec.draw(epoch), positions, epoch, spec.block_size)
+    draw: Draw | None = None
+    table: NDArray[np.int64] | None = None
+    for rank in ranks:
+        positions = partition_rank(shape, *divmod(rank, world.ranks_per_node))
+        if draw is None:  # after the first partition, which refuses what can't be dealt
+            draw = spec.draw(epoch)
+            table = _table(spec, draw, epoch, spec.block_size)
+        yield draw.lookup(positions if table is None else gather(table, positions))
 
 
 def per_stream(spec: OrderSpec, world: World, epoch: int, drop: int) -> NDArray[np.int64]:
@@ -132,10 +140,15 @@ def _batches_of_node(part: NDArray[np.int64], number: int, batch_size: int) -> N
 def _ids_at(
     spec: OrderSpec, draw: Draw, positions: NDArray[np.int64], epoch: int, block_size: int
 ) -> NDArray[np.int64]:
-    if spec.shuffle:
-        table = get_shuffle(spec.shuffle_algo, draw.units, spec.canonical_nodes, spec.seed, epoch, block_size)
-        positions = gather(table, positions)
-    return draw.lookup(positions)
+    table = _table(spec, draw, epoch, block_size)
+    return draw.lookup(positions if table is None else gather(table, positions))
+
+
+def _table(spec: OrderSpec, draw: Draw, epoch: int, block_size: int) -> NDArray[np.int64] | None:
+    """Which drawn sample stands at each position; None where they stand as they were drawn."""
+    if not spec.shuffle:
+        return None
+    return get_shuffle(spec.shuffle_algo, draw.units, spec.canonical_nodes, spec.seed, epoch, block_size)
 
 
 def _stream(

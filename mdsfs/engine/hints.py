@@ -1,0 +1,361 @@
+"""Who will read what: jobs as readers have hinted them, where each reader is, and the orders that belong to them.
+
+A job is what readers with the same key and the same hint have told, whichever process and connection it came over; it
+is gone with the last of them. Everything that a hint says is advice: what makes no sense becomes a warning in the log
+and in the status, never an answer with other bytes. The planner is told of every change and may do with it what it
+likes; nobody here waits for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import trio
+
+from streaming.errors import EngineError, ProtocolError, StreamingError
+
+from .orders import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from streaming.engine.hint import Hint
+
+    from .dataset import Dataset
+    from .orders import Order, Orders
+
+__all__ = ["Hints", "Job", "Member", "Planner"]
+
+log = logging.getLogger(__name__)
+
+# One host has a few jobs; far more than that is somebody who wants the engine's memory.
+MAX_JOBS = 256
+MAX_MEMBERS = 64  # jobs of one connection
+MAX_WARNINGS = 16
+# Between two epochs a loader ends its workers and starts new ones: so long its job waits for them.
+LINGER = 30.0
+MOST_SHOWN = 256
+
+Local = Callable[[str], "Path | None"]
+Lane = tuple[int, int]  # rank on this host, worker of the rank
+Place = tuple[int, int]  # epoch, next batch to be read
+
+
+class Planner(Protocol):
+    """What is told of jobs, in the engine's thread, between two awaits."""
+
+    def job_changed(self, job: Job) -> None:
+        """A new job, or `orders` has others than before."""
+        ...
+
+    def moved(self, job: Job, rank: int, worker: int, epoch: int, batch: int) -> None:
+        """A reader is about to read this batch of this epoch."""
+        ...
+
+    def job_ended(self, job: Job) -> None:
+        """Its last reader has gone."""
+        ...
+
+
+class _Epoch:
+    """The order of one epoch: on its way, here, or failed."""
+
+    def __init__(self, drop: int) -> None:
+        self.drop = drop
+        self.order: Order | None = None
+        self.error: StreamingError | None = None
+        self.settled = trio.Event()
+        self.scope = trio.CancelScope()
+
+
+class Job:
+    """One job as the engine knows it; read by the planner, changed by `Hints` alone."""
+
+    def __init__(
+        self,
+        key: str,
+        hint: Hint,
+        datasets: Sequence[Dataset | None],
+        locals_: Sequence[Local | None],
+        sizes: Sequence[int],
+    ) -> None:
+        self.key = key
+        self.hint = hint
+        self.datasets = tuple(datasets)
+        """One per stream; None for a stream that this engine does not fetch."""
+        self.locals = tuple(locals_)
+        """Per stream: where an object lies on a local disk and may be handed out as it is; None where it does not."""
+        self.first_ids: NDArray[np.int64] = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+        """int64 [streams + 1]: id of each stream's first sample in the mix."""
+        self.orders: dict[int, NDArray[np.int64]] = {}
+        """Epoch to int64 [ranks on this host][workers][batches][batch size], ids of the mix, -1 for none; read-only."""
+        self.positions: dict[Lane, Place] = {}
+        """Where each reader is: the epoch and batch that it reads next. Of several in one lane, the last."""
+        self.warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
+        self.members: set[Member] = set()
+        self.lingering = trio.CancelScope()
+        self.epochs: dict[int, _Epoch] = {}
+
+    def __repr__(self) -> str:
+        return f"Job({self.key}, epochs {sorted(self.orders)}, {len(self.positions)} readers)"
+
+    @property
+    def source(self) -> str:
+        """Where the order is from: `order` (computed from its arguments) or `ids` (published as they are)."""
+        return "order" if self.hint.ids is None else "ids"
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the reader that is furthest."""
+        return max((epoch for epoch, _ in self.positions.values()), default=None)
+
+    def is_finished(self, lane: Lane) -> bool:
+        """Whether this reader has come to the end of its epoch."""
+        epoch, batch = self.positions.get(lane, (0, -1))
+        order = self.orders.get(epoch)
+        return order is not None and batch >= order.shape[2]
+
+    def warn(self, text: str) -> None:
+        """Say once what is wrong with this job's hints."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            log.warning("hint of job %s: %s", self.key, text)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the status shows."""
+        readers = sorted(self.positions.items())[:MOST_SHOWN]
+        return {
+            "key": self.key,
+            "source": self.source,
+            "datasets": [None if each is None else each.url for each in self.datasets[:MOST_SHOWN]],
+            "epoch": self.epoch,
+            "orders": {str(number): _said(epoch) for number, epoch in sorted(self.epochs.items())},
+            "positions": [
+                {"rank": rank, "worker": worker, "epoch": epoch, "batch": batch}
+                for (rank, worker), (epoch, batch) in readers
+            ],
+            "readers": sorted({member.pid for member in self.members})[:MOST_SHOWN],
+            "warnings": list(self.warnings),
+        }
+
+
+def _said(epoch: _Epoch) -> str:
+    if epoch.order is not None:
+        return "ready"
+    return "being computed" if epoch.error is None else f"failed: {epoch.error}"
+
+
+class Member:
+    """One connection's part in a job."""
+
+    def __init__(self, job: Job, pid: int) -> None:
+        self.job = job
+        self.pid = pid
+        self.places: dict[Lane, Place] = {}
+
+    def __repr__(self) -> str:
+        return f"Member({self.job.key}, pid {self.pid}, {self.places})"
+
+
+class Hints:
+    """All jobs."""
+
+    def __init__(self, orders: Orders, nursery: trio.Nursery) -> None:
+        """`nursery`: where orders are waited for; it outlives every client."""
+        self.jobs: dict[str, Job] = {}
+        self.refused: deque[str] = deque(maxlen=MAX_WARNINGS)
+        """Warnings about hints that made no job."""
+        self.planner: Planner | None = None
+        self._orders = orders
+        self._nursery = nursery
+
+    def __repr__(self) -> str:
+        return f"Hints({len(self.jobs)} jobs)"
+
+    def refuse(self, pid: int, error: StreamingError) -> None:
+        """Remember why a hint was none."""
+        text = f"pid {pid}: {error}"
+        if text not in self.refused:
+            self.refused.append(text)
+            log.warning("a hint was refused: %s", text)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What the status shows of every job."""
+        return [job.to_json() for job in list(self.jobs.values())[:MOST_SHOWN]]
+
+    # ---- readers come, move and go -----------------------------------------------------------------------------------
+
+    def join(
+        self,
+        hint: Hint,
+        datasets: Sequence[Dataset | None],
+        locals_: Sequence[Local | None],
+        pid: int,
+        others: Iterable[Member],
+    ) -> Member:
+        """A reader's part in the job that the hint describes; `others`: the parts its connection has already.
+
+        Raises ProtocolError or EngineError for a hint that can't be followed.
+        """
+        sizes = [
+            int(each.sizes.sum()) if each.sizes is not None else _samples(dataset)
+            for each, dataset in zip(hint.streams, datasets, strict=True)
+        ]
+        own = sum(dataset.tables.samples for dataset in datasets if dataset is not None)
+        self._orders.check(hint, own, sum(sizes))
+        key = f"{hint.job}#{hashlib.blake2s(repr(identity(hint, datasets)).encode(), digest_size=6).hexdigest()}"
+        known = list(others)
+        for member in known:
+            if member.job.key == key:
+                return member
+        if len(known) >= MAX_MEMBERS:
+            raise EngineError(f"{MAX_MEMBERS} jobs are hinted on one connection: retract those that have ended")
+        job = self.jobs.get(key)
+        if job is None:
+            if len(self.jobs) >= MAX_JOBS:
+                raise EngineError(f"{MAX_JOBS} jobs are hinted at once: no more are followed")
+            job = self.jobs[key] = Job(key, hint, datasets, locals_, sizes)
+        member = Member(job, pid)
+        job.members.add(member)
+        job.lingering.cancel()
+        return member
+
+    def begin(self, member: Member, epoch: int, drop: int, places: Sequence[tuple[int, int, int]], hint: Hint) -> None:
+        """The reader begins, or enters, an epoch: `drop` samples of it are behind the run; (rank, worker, batch) …"""
+        job = member.job
+        known = job.epochs.get(epoch)
+        if known is not None and known.drop != drop:
+            self._drop_epoch(job, epoch)
+            known = None
+        if known is None and hint.ids is not None:
+            entry = job.epochs[epoch] = _Epoch(drop)
+            entry.order = self._orders.take_in(hint.ids)
+            entry.settled.set()
+            job.orders[epoch] = entry.order.array
+        elif known is None:
+            self._compute(job, epoch, drop)
+        member.places.clear()
+        self.move(member, epoch, places)
+        if self.planner is not None:
+            self.planner.job_changed(job)
+
+    def move(self, member: Member, epoch: int, places: Sequence[tuple[int, int, int]]) -> None:
+        """Readers are about to read (rank, worker, batch) … of an epoch."""
+        job, world = member.job, member.job.hint.world
+        for rank, worker, batch in places:
+            if rank >= world.local_ranks or worker >= world.workers:
+                job.warn(f"rank {rank}, worker {worker} of {world.local_ranks} × {world.workers}")
+                continue
+            lane = rank, worker
+            member.places[lane] = (epoch, batch)
+            self._place(job, lane)
+            if self.planner is not None:
+                self.planner.moved(job, rank, worker, *job.positions[lane])
+        self._tidy(job)
+
+    def leave(self, member: Member) -> None:
+        """The reader has gone, or goes on without."""
+        job = member.job
+        job.members.discard(member)
+        for lane in member.places:
+            self._place(job, lane)
+        if job.members:
+            self._tidy(job)
+        elif job.positions:
+            self._nursery.start_soon(self._linger, job, name=f"end of {job.key}")
+        else:
+            self._end(job)
+
+    async def _linger(self, job: Job) -> None:
+        """Every reader has read its epoch to the end: those of the next one may be about to come."""
+        with trio.CancelScope() as job.lingering:
+            await trio.sleep(LINGER)
+            self._end(job)
+
+    def _place(self, job: Job, lane: Lane) -> None:
+        """Where the readers of a lane are: one that has gone at the end of its epoch is still there."""
+        places = [member.places[lane] for member in job.members if lane in member.places]
+        if places:
+            job.positions[lane] = min(places)
+        elif not job.is_finished(lane):
+            job.positions.pop(lane, None)
+
+    def _end(self, job: Job) -> None:
+        for epoch in list(job.epochs):
+            self._drop_epoch(job, epoch)
+        del self.jobs[job.key]
+        if self.planner is not None:
+            self.planner.job_ended(job)
+
+    # ---- orders ------------------------------------------------------------------------------------------------------
+
+    async def order(self, member: Member, epoch: int) -> Order:
+        """The order of an epoch that the reader has begun; waits for it. Raises EngineError where there is none."""
+        entry = member.job.epochs.get(epoch)
+        if entry is None:
+            raise ProtocolError(f"epoch {epoch} of this job has not begun")
+        await entry.settled.wait()
+        if entry.order is None:
+            raise entry.error or EngineError(f"the order of epoch {epoch} is not needed any more")
+        return entry.order
+
+    def ready(self, member: Member, epoch: int) -> Order | None:
+        """The order of an epoch if it is here."""
+        entry = member.job.epochs.get(epoch)
+        return entry.order if entry is not None else None
+
+    def _tidy(self, job: Job) -> None:
+        """Have the next epoch's order computed in the second half of this one; forget those that are behind."""
+        if not job.positions or not job.epochs:
+            return
+        first = min(epoch for epoch, _ in job.positions.values())
+        gone = [epoch for epoch in job.epochs if epoch < first]
+        for epoch in gone:
+            self._drop_epoch(job, epoch)
+        if gone and self.planner is not None:
+            self.planner.job_changed(job)
+        epoch, batch = max(job.positions.values())
+        order = job.orders.get(epoch)
+        if job.hint.ids is None and order is not None and epoch + 1 not in job.epochs and 2 * batch >= order.shape[2]:
+            self._compute(job, epoch + 1, 0)
+
+    def _compute(self, job: Job, epoch: int, drop: int) -> None:
+        entry = job.epochs[epoch] = _Epoch(drop)
+        self._nursery.start_soon(self._wait_for_order, job, epoch, entry, name=f"order of epoch {epoch} of {job.key}")
+
+    async def _wait_for_order(self, job: Job, epoch: int, entry: _Epoch) -> None:
+        found: Order | None = None
+        with entry.scope:
+            try:
+                found = await self._orders.get(job.hint, job.datasets, epoch, entry.drop)
+            except StreamingError as error:
+                entry.error = error
+                job.warn(f"no order of epoch {epoch}: {error}")
+        if found is not None and (entry.scope.cancel_called or job.epochs.get(epoch) is not entry):
+            self._orders.release(found)
+        elif found is not None:
+            entry.order = found
+            job.orders[epoch] = found.array
+            if self.planner is not None:
+                self.planner.job_changed(job)
+        entry.settled.set()
+
+    def _drop_epoch(self, job: Job, epoch: int) -> None:
+        entry = job.epochs.pop(epoch)
+        entry.scope.cancel()
+        job.orders.pop(epoch, None)
+        if entry.order is not None:
+            self._orders.release(entry.order)
+
+
+def _samples(dataset: Dataset | None) -> int:
+    assert dataset is not None
+    return dataset.tables.samples
