@@ -13,6 +13,7 @@ from mdsfs.errors import UsageError
 from streaming.sizes import parse_size
 
 __all__ = [
+    "credentials_file",
     "default_cache_dir",
     "expand_mount_options",
     "group",
@@ -82,6 +83,13 @@ def group(text: str) -> int:
         raise argparse.ArgumentTypeError(f"no group {text!r}") from None
 
 
+def credentials_file(text: str) -> str:
+    """The absolute path of a file that we may read. Its content is the business of the AWS library."""
+    if not os.access(text, os.R_OK):
+        raise argparse.ArgumentTypeError(f"cannot read {text!r}")
+    return os.path.abspath(text)
+
+
 def mode(text: str) -> int:
     """Permission bits in octal; bits for writing are dropped, since nothing here can be written."""
     if not re.fullmatch(r"(0o)?[0-7]{3,4}", text):
@@ -91,6 +99,8 @@ def mode(text: str) -> int:
 
 def default_cache_dir() -> Path:
     """Where the cache is unless told otherwise: the user's cache folder, for root the system's."""
+    if given := os.environ.get("CACHE_DIRECTORY"):  # of a systemd unit: it was created for the unit's user
+        return Path(given)
     if os.geteuid() == 0:
         return Path("/var/cache/mdsfs")
     chosen = os.environ.get("XDG_CACHE_HOME")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdsfs.config.layers import configurable
 from streaming.errors import StreamingError, to_wire
 
-from .arguments import default_cache_dir, positive_int, seconds, size
+from .arguments import credentials_file, default_cache_dir, positive_int, seconds, size
 
 if TYPE_CHECKING:
     import argparse
@@ -32,6 +34,7 @@ EXAMPLES = """\
 examples:
   mdsfs engine --cache-dir /nvme/cache --cache-limit 200GiB
   mdsfs engine --cache-dir /nvme/cache --stop
+  mdsfs engine --config /etc/mdsfs/ds.toml
 
 Mounts and readers start an engine where none runs. One started here serves them all, with these options.
 """
@@ -58,6 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--threads", metavar="N", type=positive_int, help="parallel requests to the store, per process")
     add("--part-size", metavar="SIZE", type=size, help="bytes of one request for large ranges")
     add("--allow-other", action="store_true", help="serve the processes of other users")
+    add("--credentials-file", metavar="FILE", type=credentials_file, help="instead of ~/.aws/credentials")
     add(
         "--idle-exit",
         metavar="SECONDS",
@@ -68,6 +72,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--log-level", choices=LEVELS, default="info")
     add("--log-file", metavar="FILE", type=Path, help="default: stderr")
     add("--ready-fd", metavar="FD", type=int, help="write `ok`, or an error as JSON, there when the start is over")
+    configurable(parser, "engine")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         return _stop(cache_dir)
     from mdsfs.engine.service import serve, tell
 
+    if args.credentials_file:
+        os.environ["AWS_SHARED_CREDENTIALS_FILE"] = args.credentials_file
     _log_to(args.log_file, args.log_level)
     try:
         return serve(_options(args, cache_dir))

@@ -6,17 +6,18 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from mdsfs.config.layers import check_positionals, is_layered, keys_of, parse_layered
 from mdsfs.errors import UsageError
 from streaming.errors import StreamingError
 
-from . import engine, mount, status, umount
+from . import config, engine, mount, status, umount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EXIT_CODES", "Parser", "main"]
+__all__ = ["EXIT_CODES", "Parser", "build_parser", "layered_parsers", "main"]
 
-COMMANDS = {"mount": mount, "umount": umount, "status": status, "engine": engine}
+COMMANDS = {"mount": mount, "umount": umount, "status": status, "engine": engine, "config": config}
 
 EXIT_CODES = """\
 exit codes:
@@ -42,6 +43,16 @@ class Parser(argparse.ArgumentParser):
         """One line instead of the usage in full."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
+    def parse_known_args(  # type: ignore[override]  # the overloads of argparse, in one
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As usual, but for commands that take values from a file and the environment as well."""
+        if namespace is not None or not is_layered(self):
+            return super().parse_known_args(args, namespace)
+        found, rest = parse_layered(self, sys.argv[1:] if args is None else args, _layered_keys)
+        check_positionals(self, found)
+        return found, rest
+
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
@@ -63,6 +74,16 @@ def build_parser() -> Parser:
     for command in COMMANDS.values():
         command.add_parser(subparsers)
     return parser
+
+
+def layered_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands that take values from a file and the environment as well, by command."""
+    choices = next(each.choices for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
+    return {name: parser for name, parser in choices.items() if is_layered(parser)}
+
+
+def _layered_keys() -> dict[str, frozenset[str]]:
+    return {name: frozenset(keys_of(parser)) for name, parser in layered_parsers().items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

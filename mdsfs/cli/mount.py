@@ -9,11 +9,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdsfs.config.layers import POSITIONAL, configurable
 from mdsfs.errors import MountpointError
 from streaming.errors import CacheDirectoryError, MissingDependencyError
 from streaming.remote.options import RemoteOptions
 
-from .arguments import default_cache_dir, expand_mount_options, group, mode, positive_int, seconds, size, user
+from .arguments import (
+    credentials_file,
+    default_cache_dir,
+    expand_mount_options,
+    group,
+    mode,
+    positive_int,
+    seconds,
+    size,
+    user,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -31,6 +42,7 @@ examples:
   mdsfs mount s3://bucket/dataset /mnt/ds
   mdsfs mount s3://bucket/dataset /mnt/ds --cache-dir /nvme/cache --cache-limit 200GiB --endpoint-url http://127.0.0.1:9000
   mdsfs mount /data/shards /mnt/ds -f -o allow_other,ro
+  mdsfs mount --config /etc/mdsfs/ds.toml
 
 The exit code is 0 once the mount has answered; the other codes are in `mdsfs --help`.
 """
@@ -47,10 +59,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = parser.add_argument
     add(
         "source",
+        **POSITIONAL,
         metavar="SOURCE",
         help="s3://bucket/prefix, file:///path or a path: one dataset or a folder of several",
     )
-    add("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    add("mountpoint", **POSITIONAL, metavar="MOUNTPOINT", help="an empty directory")
     add("-f", "--foreground", action="store_true", help="stay in the foreground, log to stderr")
     add(
         "-o", dest="mount_options", metavar="OPT[=VALUE],…", action="append", default=[], help="options as for mount(8)"
@@ -64,10 +77,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="transport",
         help="shard: serve only bytes whose hash was checked",
     )
+    cache("--no-spawn", action="store_true", help="use the engine that runs (a service); never start one")
     store = parser.add_argument_group("store").add_argument
     store("--endpoint-url", metavar="URL", help="default: S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL")
     store("--region", metavar="NAME")
     store("--profile", metavar="NAME", help="profile of the AWS configuration")
+    store("--credentials-file", metavar="FILE", type=credentials_file, help="instead of ~/.aws/credentials")
     store("--no-sign-request", action="store_true", help="read anonymously")
     store("--requester-pays", action="store_true")
     store("--threads", metavar="N", type=positive_int, help="parallel requests to the store")
@@ -91,12 +106,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         help="default: stderr in the foreground, else syslog where there is one",
     )
-    parser.set_defaults(parser=parser)
+    configurable(parser, "mount", expand_mount_options)
 
 
 def run(args: argparse.Namespace) -> int:
     """Mount; returns when the mount answers, or with -f when it has ended."""
-    _apply_mount_options(args)
+    if args.credentials_file:
+        os.environ["AWS_SHARED_CREDENTIALS_FILE"] = args.credentials_file
     try:
         from mdsfs.mount.daemon import in_background
         from mdsfs.mount.mounting import serve
@@ -117,13 +133,6 @@ def run(args: argparse.Namespace) -> int:
 
     _say(line, in_background(serve_in_child, args.log_file))
     return 0
-
-
-def _apply_mount_options(args: argparse.Namespace) -> None:
-    parser: argparse.ArgumentParser = args.parser
-    known = frozenset(option[2:] for option in parser._option_string_actions if option.startswith("--")) - {"help"}
-    extra = expand_mount_options(args.mount_options, known)
-    parser.parse_args([*extra, "--", args.source, args.mountpoint], args)
 
 
 def _config(args: argparse.Namespace) -> MountConfig:
@@ -161,6 +170,7 @@ def _config(args: argparse.Namespace) -> MountConfig:
         validate="shard" if args.verify == "shard" else None,
         read_timeout=args.read_timeout,
         allow_other=args.allow_other,
+        spawn=not args.no_spawn,
     )
 
 

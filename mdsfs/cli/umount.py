@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdsfs.config.layers import POSITIONAL, configurable
 from mdsfs.errors import MountBusyError
 from mdsfs.mount.mountpoint import answers, detach, unmount
 
@@ -33,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Unmount a mount of mdsfs, living or dead.",
         epilog="examples:\n  mdsfs umount /mnt/ds --wait 30\n  mdsfs umount /mnt/ds --lazy",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("mountpoint", **POSITIONAL, metavar="MOUNTPOINT")
     parser.add_argument("--wait", metavar="SECONDS", type=seconds, default=0.0, help="keep trying while it is in use")
     parser.add_argument(
         "--lazy",
@@ -41,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="if it is in use (after --wait), take it out of the tree: who has files open there reads on, and the "
         "mount ends with the last of them",
     )
+    configurable(parser, "umount")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,12 @@ OPS: Mapping[str, frozenset[str]] = {
     "want": frozenset({"dataset", "ranges", "handle", "timeout", "touch"}),
     "done": frozenset({"want"}),
     "ahead": frozenset({"dataset", "ranges"}),
-    "state": frozenset({"dataset", "file"}),
+    "hint": frozenset({"epoch", "drop", "at"}),
+    "order": frozenset({"job", "epoch", "timeout"}),
+    "position": frozenset({"job", "epoch", "at"}),
+    "retract": frozenset({"job"}),
+    "dismiss": frozenset(),
+    "stop": frozenset(),
     "register": frozenset({"mountpoint", "source"}),
     "report": frozenset({"reads_at_once", "reads_asked", "reads_waiting", "reads_failed", "bytes_read", "timings"}),
     "status": frozenset({"brief"}),
@@ -92,8 +97,8 @@ def seconds(request: Request, name: str) -> float:
 
 
 def triples(request: Request, name: str) -> list[tuple[int, int, int]]:
-    """A list of [file, offset, length]."""
-    return [(file, offset, length) for file, offset, length in _lists(request, name, 3)]
+    """A list of three numbers each: [file, offset, length], or [rank, worker, batch]."""
+    return [(first, second, third) for first, second, third in _lists(request, name, 3)]
 
 
 def pairs(request: Request, name: str) -> list[tuple[int, int]]:

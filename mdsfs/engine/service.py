@@ -73,11 +73,12 @@ async def _end_when_idle(engine: Engine, seconds: float) -> None:
             await engine.wait_clients_changed()
         while engine.fills.running:
             await engine.fills.wait_landing()
-        with trio.move_on_after(seconds):
+        patience, engine.dismissed = 0 if engine.dismissed else seconds, False
+        with trio.move_on_after(patience):
             await engine.wait_clients_changed()
             continue
         if engine.is_idle:
-            log.info("nobody needed the engine for %g s", seconds)
+            log.info("nobody needed the engine for %g s", patience)
             engine.stop()
             return
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from streaming.engine import messages
+from streaming.engine.hint import LARGEST
+from streaming.engine.sealed import map_sealed
 from streaming.errors import (
     CacheDirectoryError,
     CacheFullError,
@@ -31,11 +33,12 @@ from streaming.errors import (
 from . import fields
 from .connection import Connection, PeerGone
 from .counters import Activity
+from .membership import Begun, Membership
 from .wants import WantedRange
 from .widen import Widener
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from .dataset import Dataset
@@ -96,6 +99,7 @@ class Session:
         self._current = "", 0.0
         """The op that is being taken, and since when."""
         self._claims: dict[int, Claim] = {}
+        self.membership = Membership(engine.hints)
 
     def __repr__(self) -> str:
         return f"Session({self.kind} pid {self.pid}, {len(self._datasets)} datasets, {len(self._claims)} claims)"
@@ -104,15 +108,21 @@ class Session:
         """Answer requests until the client goes."""
         try:
             while True:
-                self._take(await self._connection.receive())
+                request = await self._connection.receive()
+                try:
+                    self._take(request)
+                finally:
+                    self._connection.close_received()
         except PeerGone:
             return
 
     def end(self) -> None:
         """Let go of everything that the client claimed; its tasks must have ended."""
+        self._engine.departed.update(self.activity.totals(is_mount=bool(self.mounts)))
         for claim in self._claims.values():
             self._engine.wants.release(claim)
         self._claims.clear()
+        self.membership.end()
         for opened in self._datasets.values():
             self._engine.sources.release(opened.dataset)
         self._datasets.clear()
@@ -123,9 +133,9 @@ class Session:
         if request.get("op") == "done" and "id" not in request:
             self._done(request)
             return
-        if request.get("op") == "ahead" and "id" not in request:
-            with contextlib.suppress(ProtocolError):  # one-way: nobody waits to be told
-                self._ahead(request)
+        if request.get("op") in ONE_WAY and "id" not in request:
+            with contextlib.suppress(ProtocolError):  # nobody waits to be told
+                ONE_WAY[request["op"]](self, request)
             return
         number = request.get("id")
         if not isinstance(number, int) or isinstance(number, bool) or number <= 0:
@@ -178,6 +188,11 @@ class Session:
     def _file(self, request: dict[str, Any]) -> tuple[_Opened, int]:
         opened = self._opened(request)
         return opened, fields.number(request, "file", most=len(opened.dataset.tables.files) - 1)
+
+    @property
+    def has_open(self) -> bool:
+        """Whether this client has anything open."""
+        return bool(self._datasets)
 
     # ---- ops ---------------------------------------------------------------------------------------------------------
 
@@ -365,6 +380,46 @@ class Session:
         self._done(request)
         self._answer(number, {})
 
+    def _op_hint(self, number: int, request: dict[str, Any]) -> None:
+        begun = Begun(
+            fields.number(request, "epoch", most=LARGEST),
+            fields.number(request, "drop", most=LARGEST),
+            fields.triples(request, "at"),
+        )
+        document = map_sealed(self._connection.received_fd(), self._engine.hints.most_bytes)
+
+        async def work() -> None:
+            datasets = {which: (each.dataset, each.local) for which, each in self._datasets.items()}
+            told, fds = await self.membership.hint(document, datasets, begun, self.pid)
+            self._answer(number, told, fds)
+
+        self._run(number, work)
+
+    def _op_order(self, number: int, request: dict[str, Any]) -> None:
+        job, epoch = fields.number(request, "job"), fields.number(request, "epoch")
+        timeout = fields.seconds(request, "timeout")
+
+        async def work() -> None:
+            told, fds = await self.membership.order(job, epoch, timeout)
+            self._answer(number, told, fds)
+
+        self._run(number, work)
+
+    def _op_position(self, number: int, request: dict[str, Any]) -> None:
+        self._position(request)
+        self._answer(number, {})
+
+    def _op_retract(self, number: int, request: dict[str, Any]) -> None:
+        self._retract(request)
+        self._answer(number, {})
+
+    def _position(self, request: dict[str, Any]) -> None:
+        epoch = fields.number(request, "epoch", most=LARGEST)
+        self.membership.move(fields.number(request, "job"), epoch, fields.triples(request, "at"))
+
+    def _retract(self, request: dict[str, Any]) -> None:
+        self.membership.retract(fields.number(request, "job"))
+
     def _op_state(self, number: int, request: dict[str, Any]) -> None:
         opened, file = self._file(request)
         self._answer(number, self._engine.file_state(opened.dataset, file))
@@ -392,6 +447,14 @@ class Session:
             unsent.pop_all()
         self._answer(number, {}, [fd])
 
+    def _op_dismiss(self, number: int, request: dict[str, Any]) -> None:
+        del request
+        if not self.peer.is_master:
+            raise EngineRefusedError("only the engine's own user and root may dismiss it")
+        self._answer(number, {})
+        if not any(each.has_open for each in self._engine.sessions if each is not self):
+            self._engine.dismissed = True
+
     def _op_stop(self, number: int, request: dict[str, Any]) -> None:
         del request
         if not self.peer.is_master:
@@ -399,6 +462,14 @@ class Session:
         log.info("asked to stop by pid %d", self.pid)
         self._answer(number, {})
         self._engine.stop()
+
+
+# What nobody waits for an answer to.
+ONE_WAY: Mapping[str, Callable[[Session, dict[str, Any]], None]] = {
+    "ahead": Session._ahead,
+    "position": Session._position,
+    "retract": Session._retract,
+}
 
 
 def _source_file(opened: _Opened, file: int) -> Path | None:

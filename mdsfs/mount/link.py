@@ -64,11 +64,21 @@ class Place:
 class Link:
     """Reads, states and status for the mount's handlers. `run` must be running."""
 
-    def __init__(self, engine: EngineOptions, source: SourceOptions, *, read_timeout: float, descriptors: int) -> None:
+    def __init__(
+        self,
+        engine: EngineOptions,
+        source: SourceOptions,
+        *,
+        read_timeout: float,
+        descriptors: int,
+        spawn: bool = True,
+    ) -> None:
+        """Without `spawn` only an engine that runs is used, whatever its options: they are its own business."""
         self._engine = engine
         self._source = source
         self._read_timeout = read_timeout
         self._descriptors = descriptors
+        self._spawn = engine if spawn else None
         self._session: Session | None = None
         self._ready = trio.Event()
         self._touched = Touched()
@@ -126,9 +136,11 @@ class Link:
                 session = await self._opened(connection)
             except StreamingError as error:
                 failure = error
-                connection.close()
             except (OSError, KeyError, TypeError, ValueError) as error:
                 failure = ProtocolError(f"the engine's answers make no sense: {error!r}")
+            if failure is not None:
+                if not self.sessions:
+                    await _dismiss(connection)
                 connection.close()
             else:
                 self._publish(session, task_status)
@@ -143,14 +155,14 @@ class Link:
             protocol=messages.PROTOCOL,
             client="mount",
             pid=os.getpid(),
-            expect=self._engine.expect(),
+            expect=self._spawn.expect() if self._spawn else {},
         )
         hello.close()
         return await open_session(connection, self._source, self._descriptors)
 
     def _connect(self) -> socket.socket:
         # The synchronous client starts an engine where none runs, and keeps it from leaving until we are connected.
-        with EngineClient.connect(self._engine.cache_dir, self._engine, client="mount"):
+        with EngineClient.connect(self._engine.cache_dir, self._spawn, client="mount"):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
             try:
                 sock.connect(os.fspath(self.socket_path))
@@ -365,7 +377,18 @@ class Link:
         session = await self._session_by(trio.current_time() + patience)
         return await session.status(patience)
 
+    async def dismiss_engine(self) -> None:
+        """The mount has failed: an engine that was started for it need not wait for others to come."""
+        if self._session is not None:
+            await _dismiss(self._session.connection)
+
     def close(self) -> None:
         """End the connection; whatever was claimed ends with it."""
         if self._session is not None:
             self._session.connection.close()
+
+
+async def _dismiss(connection: Connection) -> None:
+    # Refused by another user's engine, unknown to an older one: those leave when they are idle.
+    with contextlib.suppress(StreamingError):
+        (await connection.request("dismiss", patience=REPLY_PATIENCE)).close()

@@ -89,6 +89,7 @@ async def _serve(config: MountConfig, ready: Callable[[Outcome], None]) -> int:
             await _mounted(config, link, ready)
         except (StreamingError, OSError) as error:
             failure = error  # raised below: through the nursery it would come out as a group
+            await link.dismiss_engine()
         nursery.cancel_scope.cancel()
     link.close()
     if failure is not None:
