@@ -28,6 +28,7 @@ class NginxServer(StorageServer):
     name = "nginx"
     checks_signatures = False
     lists = False
+    config = CONFIG
 
     def __init__(self, root: Path | None = None) -> None:
         self._given = root
@@ -44,7 +45,7 @@ class NginxServer(StorageServer):
         self.endpoint = f"http://127.0.0.1:{self.port}"
         user = "user root;" if os.getuid() == 0 else ""
         config = self._home / "nginx.conf"
-        config.write_text(CONFIG.format(home=self._home, port=self.port, root=self.root, user=user))
+        config.write_text(self.config.format(home=self._home, port=self.port, root=self.root, user=user))
         self._child = Child(
             [program, "-c", str(config), "-p", str(self._home)], self._home / "log", clean_environment()
         )
