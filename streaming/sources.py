@@ -17,10 +17,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from streaming.errors import EngineError, ObjectMissingError, ShardCorruptError
+from streaming.kept import LARGE, kept_tables
 from streaming.mds.compression import decompress
 from streaming.mds.hashing import new_hash
-from streaming.mds.index import parse_index
-from streaming.mds.tables import build_tables, load_tables
+from streaming.mds.uniform import index_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,10 +66,19 @@ def read_tables(path: Path) -> DatasetTables:
     """The tables of a folder's own index.json."""
     index = path / "index.json"
     try:
-        data = index.read_bytes()
+        file = open(index, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError as error:
         raise ObjectMissingError(f"{index} does not exist: expected a folder with an MDS dataset") from error
-    return load_tables(b"".join(build_tables(parse_index(data))))
+    with file:
+
+        def build() -> list[bytes | memoryview]:
+            # a large one need not be in memory at once; a mapping of a mount that fails would be a SIGBUS
+            mapped = size >= LARGE and not _is_fuse(path)
+            return index_tables(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if mapped else file.read())
+
+        found = os.fstat(file.fileno())
+        size = found.st_size
+        return kept_tables(found, build)
 
 
 def _is_fuse(path: Path) -> bool:

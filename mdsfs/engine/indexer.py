@@ -30,6 +30,7 @@ from streaming.errors import (
 )
 from streaming.mds.index import MAX_INDEX_BYTES, parse_index, shown_index
 from streaming.mds.tables import build_tables, load_tables, objects_tables
+from streaming.mds.uniform import UniformIndex
 from streaming.remote import RemoteOptions, open_remote
 
 from .disk import writing
@@ -39,7 +40,6 @@ from .listing import INDEX, Claims, digest, index_prefixes, plain_objects, versi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from streaming.mds.index import Index
     from streaming.remote import ObjectInfo, Remote
 
 __all__ = ["Indexer", "main"]
@@ -164,21 +164,38 @@ class Indexer:
             if version_of(info) == known["etag"]:
                 return self._reuse(prefix, known)
         data, info = self._remote.read(_join(prefix, INDEX), limit=MAX_INDEX_BYTES)
-        index = parse_index(data)
-        if self._with_listing:
-            self._claims.take_index(prefix, index)
-        tables = build_tables(index)
-        sizes = [(raw.bytes, (stored or raw).bytes) for shard in index.shards for raw, stored in shard.files()]
+        contents, files, shown_size, stored_size = self._contents(prefix, data)
         return _Found(
             prefix,
             "mds",
             version_of(info),
             info.mtime_ns,
-            files=len(sizes),
-            shown_size=sum(raw for raw, _ in sizes),
-            stored_size=sum(stored for _, stored in sizes),
-            contents={"tables": tables, "index.orig": [data], "index.json": [_shown(data, index)]},
+            files=files,
+            shown_size=shown_size,
+            stored_size=stored_size,
+            contents=contents,
         )
+
+    def _contents(self, prefix: str, data: bytes) -> tuple[dict[str, Chunks], int, int, int]:
+        """(files to be written, files of the dataset, their bytes as shown and as stored) of an index."""
+        uniform = UniformIndex.read(data)
+        if uniform is not None:
+            tables = uniform.tables()
+            if self._with_listing:
+                self._claims.take_tables(prefix, load_tables(b"".join(tables)))
+            shown: Chunks = [*uniform.shown()] if uniform.is_compressed else [data]
+            sizes = int(uniform.raw_bytes.sum()), int(uniform.stored_bytes.sum())
+            return {"tables": tables, "index.orig": [data], "index.json": shown}, len(uniform), *sizes
+        index = parse_index(data)
+        if self._with_listing:
+            self._claims.take_index(prefix, index)
+        pairs = [(raw.bytes, (stored or raw).bytes) for shard in index.shards for raw, stored in shard.files()]
+        contents: dict[str, Chunks] = {
+            "tables": build_tables(index),
+            "index.orig": [data],
+            "index.json": [shown_index(data, index)],
+        }
+        return contents, len(pairs), sum(raw for raw, _ in pairs), sum(stored for _, stored in pairs)
 
     def _reuse(self, prefix: str, known: dict[str, str]) -> _Found:
         if self._with_listing:
@@ -190,10 +207,6 @@ class Indexer:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}/{name}" if prefix else name
-
-
-def _shown(data: bytes, index: Index) -> bytes:
-    return shown_index(data, index)
 
 
 def _objects(objects: list[ObjectInfo]) -> _Found:

@@ -45,9 +45,8 @@ class Claims:
     def take_tables(self, prefix: str, tables: DatasetTables) -> None:
         """The same from the tables of an index that was read before."""
         at = f"{prefix}/" if prefix else ""
-        for file in range(len(tables.files)):
-            self.shown.add(at + tables.name(file))
-            self.stored.add(at + tables.key(file))
+        self.shown.update(at + name for name in tables.names())
+        self.stored.update(at + key for key in tables.stored_names())
 
     def not_an_index(self, prefix: str) -> None:
         """The index.json there is some other program's file."""

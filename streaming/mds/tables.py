@@ -36,6 +36,7 @@ __all__ = [
     "build_tables",
     "load_tables",
     "objects_tables",
+    "pack_tables",
 ]
 
 FILE = np.dtype(
@@ -108,6 +109,11 @@ class DatasetTables:
     def names(self) -> Iterator[str]:
         """Every file's path, in the order of the rows: much faster than asking for each."""
         ats, lengths = self.files["name_at"].tolist(), self.files["name_len"].tolist()
+        return (self._text(at, length) for at, length in zip(ats, lengths, strict=True))
+
+    def stored_names(self) -> Iterator[str]:
+        """Every stored object's key, in the order of the rows."""
+        ats, lengths = self.files["key_at"].tolist(), self.files["key_len"].tolist()
         return (self._text(at, length) for at, length in zip(ats, lengths, strict=True))
 
     def compression(self, file: int) -> str | None:
@@ -209,7 +215,7 @@ def build_tables(index: Index) -> list[bytes | memoryview]:
         "schemas": [schema.to_json() for schema in schemas],
         "compressions": [name for name in compressions if name is not None],
     }
-    return _pack(header, rows, shards, _digest_sections(pairs))
+    return pack_tables(header, rows.table(), rows.blob(), shards, _digest_sections(pairs))
 
 
 def objects_tables(objects: Iterable[tuple[str, str, int, int, str | None]]) -> list[bytes | memoryview]:
@@ -220,7 +226,8 @@ def objects_tables(objects: Iterable[tuple[str, str, int, int, str | None]]) -> 
         rows.add(name, key, size, size, -1, ROLE_OBJECT, -1, mtime)
         etags.append(rows.text(etag) if etag else (0, 0))
     header = {"kind": "objects", "schemas": [], "compressions": []}
-    return _pack(header, rows, np.empty(0, SHARD), {"etags": np.array(etags, dtype=_ETAG)})
+    more: dict[str, NDArray[Any]] = {"etags": np.array(etags, dtype=_ETAG)}
+    return pack_tables(header, rows.table(), rows.blob(), np.empty(0, SHARD), more)
 
 
 def _digest_sections(pairs: Sequence[tuple[FileInfo, FileInfo | None]]) -> dict[str, NDArray[Any]]:
@@ -236,10 +243,10 @@ def _digest_sections(pairs: Sequence[tuple[FileInfo, FileInfo | None]]) -> dict[
     return sections
 
 
-def _pack(
-    header: dict[str, Any], rows: _Rows, shards: NDArray[Any], more: dict[str, NDArray[Any]]
+def pack_tables(
+    header: dict[str, Any], files: NDArray[Any], blob: bytes, shards: NDArray[Any], more: dict[str, NDArray[Any]]
 ) -> list[bytes | memoryview]:
-    files = rows.table()
+    """Arrays as the pieces of such a block; `more`: digests, or ETags."""
     first_sample = np.zeros(len(shards) + 1, "<i8")
     np.cumsum(shards["samples"], out=first_sample[1:])
     bitmap_at = np.zeros(len(files) + 1, "<i8")
@@ -250,7 +257,7 @@ def _pack(
         "shards": shards,
         "first_sample": first_sample,
         "bitmap_at": bitmap_at,
-        "blob": np.frombuffer(rows.blob(), "u1"),
+        "blob": np.frombuffer(blob, "u1"),
         "etags": np.empty(0, _ETAG),
     } | more
     hashes = [name.split(".")[1:] for name in sections if name.startswith("has.")]
@@ -262,7 +269,7 @@ def _pack(
     start = -(-(16 + len(text)) // _ALIGN) * _ALIGN
     pieces: list[bytes | memoryview] = [_MAGIC + len(text).to_bytes(8, "little") + text.ljust(start - 16)]
     for section in sections.values():
-        pieces.append(section.tobytes())
+        pieces.append(section.data.cast("B") if section.nbytes else b"")
         pieces.append(bytes(-section.nbytes % _ALIGN))
     return pieces
 
