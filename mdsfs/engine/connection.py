@@ -51,6 +51,7 @@ class Connection:
         self._queue: deque[_Outgoing] = deque()
         self._queued = trio.Event()
         self._received = 0
+        self._fds: list[int] = []
         self.is_open = True
 
     def __repr__(self) -> str:
@@ -91,7 +92,10 @@ class Connection:
                 self._queued = trio.Event()
 
     async def receive(self) -> dict[str, Any]:
-        """The next message. Raises PeerGone at the end, and for a packet that can't be read, which ends it."""
+        """The next message. Raises PeerGone at the end, and for a packet that can't be read, which ends it.
+
+        The caller ends it with `close_received`: a client may not make the engine keep descriptors.
+        """
         self._received += 1
         if self._received % TURN == 0:
             await trio.lowlevel.checkpoint()
@@ -103,14 +107,26 @@ class Connection:
                 continue
             except (OSError, ProtocolError) as error:
                 raise PeerGone from error
-            # No request carries descriptors: a client may not make the engine keep any.
-            messages.close_fds(fds)
-            if not packet:
-                raise PeerGone
+            self._fds = fds
             try:
-                return messages.decode(packet)
+                if packet:
+                    return messages.decode(packet)
             except ProtocolError as error:
+                self.close_received()
                 raise PeerGone from error
+            self.close_received()
+            raise PeerGone
+
+    def received_fd(self) -> int:
+        """The descriptor beside the last message; it is closed with the others. Raises ProtocolError for none."""
+        if len(self._fds) != 1:
+            raise ProtocolError(f"{len(self._fds)} descriptors beside a message, expected 1")
+        return self._fds[0]
+
+    def close_received(self) -> None:
+        """Close what came with the last message."""
+        messages.close_fds(self._fds)
+        self._fds = []
 
     def shut(self) -> None:
         """End the connection from this side: `receive` raises, what is queued is dropped."""

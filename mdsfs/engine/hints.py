@@ -8,6 +8,7 @@ likes; nobody here waits for it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections import deque
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 # One host has a few jobs; far more than that is somebody who wants the engine's memory.
 MAX_JOBS = 256
 MAX_MEMBERS = 64  # jobs of one connection
+MAX_EPOCHS = 8  # of one job, at once
+MAX_LANES = 1 << 16
 MAX_WARNINGS = 16
 # Between two epochs a loader ends its workers and starts new ones: so long its job waits for them.
 LINGER = 30.0
@@ -88,7 +91,9 @@ class Job:
         sizes: Sequence[int],
     ) -> None:
         self.key = key
-        self.hint = hint
+        self.source = "order" if hint.ids is None else "ids"
+        """Where the order is from: computed from its arguments, or published as it is."""
+        self.hint = dataclasses.replace(hint, ids=None)
         self.datasets = tuple(datasets)
         """One per stream; None for a stream that this engine does not fetch."""
         self.locals = tuple(locals_)
@@ -101,16 +106,12 @@ class Job:
         """Where each reader is: the epoch and batch that it reads next. Of several in one lane, the last."""
         self.warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
         self.members: set[Member] = set()
+        self.lanes: dict[Lane, dict[Member, Place]] = {}
         self.lingering = trio.CancelScope()
         self.epochs: dict[int, _Epoch] = {}
 
     def __repr__(self) -> str:
         return f"Job({self.key}, epochs {sorted(self.orders)}, {len(self.positions)} readers)"
-
-    @property
-    def source(self) -> str:
-        """Where the order is from: `order` (computed from its arguments) or `ids` (published as they are)."""
-        return "order" if self.hint.ids is None else "ids"
 
     @property
     def epoch(self) -> int | None:
@@ -159,6 +160,8 @@ class Member:
     def __init__(self, job: Job, pid: int) -> None:
         self.job = job
         self.pid = pid
+        self.numpy = ""
+        """Of the reader, as it said last."""
         self.places: dict[Lane, Place] = {}
 
     def __repr__(self) -> str:
@@ -179,6 +182,11 @@ class Hints:
 
     def __repr__(self) -> str:
         return f"Hints({len(self.jobs)} jobs)"
+
+    @property
+    def most_bytes(self) -> int:
+        """A document that is larger says more than could be followed."""
+        return self._orders.budget
 
     def refuse(self, pid: int, error: StreamingError) -> None:
         """Remember why a hint was none."""
@@ -229,44 +237,56 @@ class Hints:
         return member
 
     def begin(self, member: Member, epoch: int, drop: int, places: Sequence[tuple[int, int, int]], hint: Hint) -> None:
-        """The reader begins, or enters, an epoch: `drop` samples of it are behind the run; (rank, worker, batch) …"""
+        """The reader begins, or enters, an epoch: `drop` samples of it are behind the run; (rank, worker, batch) …
+
+        Raises EngineError where too many epochs are begun at once.
+        """
         job = member.job
         known = job.epochs.get(epoch)
         if known is not None and known.drop != drop:
             self._drop_epoch(job, epoch)
             known = None
-        if known is None and hint.ids is not None:
-            entry = job.epochs[epoch] = _Epoch(drop)
-            entry.order = self._orders.take_in(hint.ids)
-            entry.settled.set()
-            job.orders[epoch] = entry.order.array
-        elif known is None:
-            self._compute(job, epoch, drop)
-        member.places.clear()
+        if known is None:
+            if len(job.epochs) >= MAX_EPOCHS:
+                self._tidy(job)
+            if len(job.epochs) >= MAX_EPOCHS:
+                raise EngineError(f"the readers of one job are in {MAX_EPOCHS} epochs at once")
+            if hint.ids is None:
+                self._compute(job, epoch, drop)
+            else:
+                self._publish(job, epoch, drop, hint.ids)
+        for lane in list(member.places):
+            self._take_away(member, lane)
         self.move(member, epoch, places)
+        self._tidy(job)
         if self.planner is not None:
             self.planner.job_changed(job)
 
     def move(self, member: Member, epoch: int, places: Sequence[tuple[int, int, int]]) -> None:
         """Readers are about to read (rank, worker, batch) … of an epoch."""
         job, world = member.job, member.job.hint.world
+        turned = False
         for rank, worker, batch in places:
-            if rank >= world.local_ranks or worker >= world.workers:
-                job.warn(f"rank {rank}, worker {worker} of {world.local_ranks} × {world.workers}")
+            if rank >= world.local_ranks or worker >= world.workers or len(job.positions) > MAX_LANES:
+                job.warn(f"a reader of rank {rank}, worker {worker}: there are {world.local_ranks} × {world.workers}")
                 continue
             lane = rank, worker
-            member.places[lane] = (epoch, batch)
+            turned |= member.places.get(lane, (epoch, 0))[0] != epoch
+            member.places[lane] = job.lanes.setdefault(lane, {})[member] = (epoch, batch)
             self._place(job, lane)
             if self.planner is not None:
                 self.planner.moved(job, rank, worker, *job.positions[lane])
-        self._tidy(job)
+        if turned:
+            self._tidy(job)
+        if places:
+            self._look_forward(job, epoch, max(batch for _, _, batch in places))
 
     def leave(self, member: Member) -> None:
         """The reader has gone, or goes on without."""
         job = member.job
         job.members.discard(member)
-        for lane in member.places:
-            self._place(job, lane)
+        for lane in list(member.places):
+            self._take_away(member, lane)
         if job.members:
             self._tidy(job)
         elif job.positions:
@@ -280,11 +300,16 @@ class Hints:
             await trio.sleep(LINGER)
             self._end(job)
 
+    def _take_away(self, member: Member, lane: Lane) -> None:
+        del member.places[lane]
+        del member.job.lanes[lane][member]
+        self._place(member.job, lane)
+
     def _place(self, job: Job, lane: Lane) -> None:
         """Where the readers of a lane are: one that has gone at the end of its epoch is still there."""
-        places = [member.places[lane] for member in job.members if lane in member.places]
+        places = job.lanes[lane]
         if places:
-            job.positions[lane] = min(places)
+            job.positions[lane] = min(places.values())
         elif not job.is_finished(lane):
             job.positions.pop(lane, None)
 
@@ -313,23 +338,35 @@ class Hints:
         return entry.order if entry is not None else None
 
     def _tidy(self, job: Job) -> None:
-        """Have the next epoch's order computed in the second half of this one; forget those that are behind."""
-        if not job.positions or not job.epochs:
+        """Forget the orders that every reader has left behind."""
+        if not job.positions:
             return
-        first = min(epoch for epoch, _ in job.positions.values())
-        gone = [epoch for epoch in job.epochs if epoch < first]
+        needed = {epoch for epoch, _ in job.positions.values()}
+        needed.add(max(needed) + 1)
+        gone = [epoch for epoch in job.epochs if epoch not in needed]
         for epoch in gone:
             self._drop_epoch(job, epoch)
         if gone and self.planner is not None:
             self.planner.job_changed(job)
-        epoch, batch = max(job.positions.values())
+
+    def _look_forward(self, job: Job, epoch: int, batch: int) -> None:
+        """Have the next epoch's order computed in the second half of this one."""
         order = job.orders.get(epoch)
-        if job.hint.ids is None and order is not None and epoch + 1 not in job.epochs and 2 * batch >= order.shape[2]:
+        if order is None or 2 * batch < order.shape[2] or epoch + 1 in job.epochs or job.source == "ids":
+            return
+        if epoch == job.epoch and len(job.epochs) < MAX_EPOCHS:
             self._compute(job, epoch + 1, 0)
 
     def _compute(self, job: Job, epoch: int, drop: int) -> None:
         entry = job.epochs[epoch] = _Epoch(drop)
         self._nursery.start_soon(self._wait_for_order, job, epoch, entry, name=f"order of epoch {epoch} of {job.key}")
+
+    def _publish(self, job: Job, epoch: int, drop: int, ids: NDArray[np.int64]) -> None:
+        order = self._orders.take_in(ids)
+        entry = job.epochs[epoch] = _Epoch(drop)
+        entry.order = order
+        entry.settled.set()
+        job.orders[epoch] = order.array
 
     async def _wait_for_order(self, job: Job, epoch: int, entry: _Epoch) -> None:
         found: Order | None = None

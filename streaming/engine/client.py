@@ -38,7 +38,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
-__all__ = ["Attached", "DirectBytes", "EngineClient", "OpenedDataset", "OpenedFile", "Source", "Wanted"]
+__all__ = [
+    "Attached",
+    "DirectBytes",
+    "EngineClient",
+    "Hinted",
+    "HintedOrder",
+    "OpenedDataset",
+    "OpenedFile",
+    "Source",
+    "Wanted",
+]
 
 # Opening may list a bucket and parse an index of a million shards; anything else is answered from memory.
 OPEN_TIMEOUT = 300.0
@@ -47,6 +57,7 @@ REPLY_TIMEOUT = 30.0
 GRACE = 5.0
 
 Range = tuple[int, int, int]
+Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,24 @@ class DirectBytes:
     offset: int
     length: int
     fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class HintedOrder:
+    """The order of an epoch: a sealed memfd of int64 in this shape; the caller closes it."""
+
+    fd: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hinted:
+    """An answered `hint`: the job's number on this connection, whether the engine fetches ahead by it, and the order of
+    the epoch if it is there already."""
+
+    job: int
+    planned: bool
+    order: HintedOrder | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +370,45 @@ class EngineClient:
         with contextlib.suppress(EngineUnavailableError):
             self._send({"op": "ahead", "dataset": dataset, "ranges": ranges}, time.monotonic() + REPLY_TIMEOUT)
 
+    def hint(
+        self, document: int, epoch: int, drop: int, places: Sequence[Place], timeout: float = REPLY_TIMEOUT
+    ) -> Hinted:
+        """Say what will be read: a sealed memfd of HINT.md, the epoch that begins, samples of the whole world that are
+        behind it, and the (rank here, worker, batch) that this process is about to read."""
+        message = {"op": "hint", "epoch": epoch, "drop": drop, "at": places}
+        reply, fds = self._call(message, timeout, send=[document], fds=(0, 1))
+        return Hinted(int(reply["job"]), bool(reply["planned"]), _order(reply, fds))
+
+    def order(self, job: int, epoch: int, timeout: float) -> HintedOrder:
+        """The order of an epoch of a hinted job; waits until it is computed. Raises what keeps it from that."""
+        message = {"op": "order", "job": job, "epoch": epoch, "timeout": timeout}
+        reply, fds = self._call(message, timeout + GRACE, fds=(1, 1))
+        found = _order(reply, fds)
+        if found is None:
+            raise ProtocolError("the engine's answer has no order")
+        return found
+
+    def position(self, job: int, epoch: int, places: Sequence[Place]) -> bool:
+        """Say which (rank here, worker, batch) will be read next; never waits. False where nothing could be said."""
+        message = {"op": "position", "job": job, "epoch": epoch, "at": places}
+        return self._send_at_once(message)
+
+    def retract(self, job: int) -> None:
+        """Say that nothing more will be read of a job; never waits."""
+        self._send_at_once({"op": "retract", "job": job})
+
+    def _send_at_once(self, message: dict[str, Any]) -> bool:
+        sock = self._sock
+        if sock is None or not self._sending.acquire(blocking=False):
+            return False
+        try:
+            messages.send(sock, messages.encode(message), flags=socket.MSG_DONTWAIT)
+        except OSError:  # full, or gone: the next one says more
+            return False
+        finally:
+            self._sending.release()
+        return True
+
     def done(self, wanted: Wanted | int) -> None:
         """Let go of what an answered `want` holds. A connection that is gone has let go already."""
         number = wanted if isinstance(wanted, int) else wanted.id
@@ -380,13 +448,18 @@ class EngineClient:
     # ---- requests and replies ----------------------------------------------------------------------------------------
 
     def _call(
-        self, message: dict[str, Any], timeout: float = REPLY_TIMEOUT, *, fds: tuple[int, int] = (0, 0)
+        self,
+        message: dict[str, Any],
+        timeout: float = REPLY_TIMEOUT,
+        *,
+        fds: tuple[int, int] = (0, 0),
+        send: Sequence[int] = (),
     ) -> tuple[dict[str, Any], list[int]]:
         deadline = time.monotonic() + timeout
         number = next(self._ids)
         pending = self._pending[number] = _Pending()
         try:
-            self._send({"id": number, **message}, deadline)
+            self._send({"id": number, **message}, deadline, send)
             self._wait(pending, deadline)
         except BaseException:
             if message["op"] == "want":
@@ -406,13 +479,13 @@ class EngineClient:
             )
         return reply, pending.fds
 
-    def _send(self, message: dict[str, Any], deadline: float) -> None:
+    def _send(self, message: dict[str, Any], deadline: float, fds: Sequence[int] = ()) -> None:
         packet = messages.encode(message)
         with self._sending:
             while True:
                 sock = self._live()
                 try:
-                    return messages.send(sock, packet, flags=socket.MSG_DONTWAIT)
+                    return messages.send(sock, packet, fds, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     self._poll(sock, select.POLLOUT, deadline)
                 except OSError as error:
@@ -477,6 +550,16 @@ class EngineClient:
     def _broken(self, error: OSError | None) -> EngineError:
         self.close()
         return EngineUnavailableError(f"the engine is gone: {error.strerror if error else 'it closed the connection'}")
+
+
+def _order(reply: dict[str, Any], fds: list[int]) -> HintedOrder | None:
+    if not fds:
+        return None
+    try:
+        return HintedOrder(fds[0], tuple(int(side) for side in reply["shape"]))
+    except (KeyError, TypeError, ValueError) as error:
+        messages.close_fds(fds)
+        raise ProtocolError("the engine's answer to a hint makes no sense") from error
 
 
 def _make_cache_directory(cache_dir: str | os.PathLike[str]) -> None:
