@@ -1,6 +1,8 @@
 """Many samples at once, column by column: numpy finds where the values are, and each is copied once.
 
-Shards that may change under the reader give private copies of the samples first; the rest is the same for all.
+Works on addresses (`streaming.addresses`), so that a batch costs the same whether its samples lie in one shard or in a
+hundred. What was read from a file that may change under the reader is looked at again when all is copied; if it has
+changed, the batch is read once more from private copies of its samples.
 """
 
 from __future__ import annotations
@@ -8,15 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
+from streaming.addresses import FIRST, memory
 from streaming.errors import DatasetError, ShardFormatError
+from streaming.reader import most_open
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from streaming.addresses import Located
     from streaming.mds.shards import Schema
     from streaming.mixing import Mix
 
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["load_batch"]
 
 # Values up to here are copied faster by numpy's indexing than one by one.
-SMALL = 16 << 10
+SMALL = 8 << 10
 
 
 def load_batch(mix: Mix, ids: Any, columns: Sequence[str] | None, out: dict[str, Any] | None) -> dict[str, Any]:
@@ -35,7 +39,8 @@ def load_batch(mix: Mix, ids: Any, columns: Sequence[str] | None, out: dict[str,
         mix: Where the samples are.
         ids: Their ids, 0 ≤ id < size; any sequence of integers.
         columns: Which columns; all by default.
-        out: What an earlier call gave: its memory is used again where it suffices, so what it held is gone.
+        out: What an earlier call gave: its memory is used again where it suffices, so what it held is gone. Worth it
+            for large values; batches of small ones are faster without.
 
     Returns:
         Column name to values. Of fixed size (numbers, `ndarray:dtype:shape`): an array (n, …). Of varying size: the
@@ -50,103 +55,115 @@ def load_batch(mix: Mix, ids: Any, columns: Sequence[str] | None, out: dict[str,
     wanted = np.asarray(ids, np.int64).reshape(-1)
     if len(wanted) and not (wanted.min() >= 0 and wanted.max() < mix.num_samples):
         raise IndexError(f"sample ids: expected 0 to {mix.num_samples - 1}, got {wanted.min()} to {wanted.max()}")
-    pieces = [_Piece(*each) for each in _by_shard(mix, wanted)]
-    schema = pieces[0].schema if pieces else mix.schema()
-    return {
-        name: _column(schema, name, pieces, len(wanted), (out or {}).get(name))
-        for name in columns or schema.column_names
-    }
+    schema = mix.schema_of(int(wanted[0])) if len(wanted) else mix.schema()
+    names = list(columns or schema.column_names)
+    for name in names:
+        _number(schema, name)
+    most = max(most_open() // 2, 1)
+    if len(wanted) > most:  # may touch more shards than can be open at once
+        parts = [_load(mix, wanted[at : at + most], names, None) for at in range(0, len(wanted), most)]
+        return {name: _joined([part[name] for part in parts]) for name in names}
+    return _load(mix, wanted, names, out)
 
 
-def _by_shard(mix: Mix, ids: Ints) -> list[tuple[Any, int, Ints, Ints]]:
-    """(part, shard, indices within the shard, places in `ids`) of each shard that `ids` touch."""
-    found = []
-    for part, places, own in mix.split(ids):
-        shards, indices = part.tables.shard_of_sample(own)
-        order = np.argsort(shards, kind="stable")
-        numbers, starts = np.unique(shards[order], return_index=True)
-        for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-            found.append((part, number, indices[rows], places[rows]))
-    return found
+def _load(mix: Mix, ids: Ints, names: list[str], out: dict[str, Any] | None) -> dict[str, Any]:
+    try:
+        groups = [_Group(*each) for each in mix.locate(ids)]
+        found = _columns(mix, groups, names, len(ids), out)
+        if all(group.located.is_right() for group in groups):
+            return found
+    except ShardFormatError:
+        # bytes that were taken away while we looked at them make no sense; if they stay wrong, that is the error
+        pass
+    groups = [_Group(*each) for each in mix.locate(ids, copied=True)]
+    return _columns(mix, groups, names, len(ids), out)
 
 
-class _Piece:
-    """Samples of one shard: where their columns' values are."""
+class _Group:
+    """Samples of one schema: where their columns' values are."""
 
-    def __init__(self, part: Any, shard: int, indices: Ints, places: Ints) -> None:
-        self.schema: Schema = part.schema(shard)
-        if self.schema.format != "mds":
-            raise DatasetError(f"load_batch reads MDS shards, not {self.schema.format}: index the dataset instead")
-        self.places = places
-        self.data, starts, stops = part.bytes_of(shard, indices)
-        sizes = self.schema.column_sizes or ()
+    def __init__(self, schema: Schema, places: Ints, located: Located) -> None:
+        if schema.format != "mds":
+            raise DatasetError(f"load_batch reads MDS shards, not {schema.format}: index the dataset instead")
+        self.schema, self.places, self.located = schema, places, located
+        starts, stops = located.starts, located.stops
+        sizes = schema.column_sizes or ()
         varying = [at for at, size in enumerate(sizes) if size is None]
         head = 4 * len(varying)
-        if len(starts) and (starts + head > stops).any():
-            raise ShardFormatError(f"shard {shard}: a sample is shorter than the sizes of its columns")
-        self._lengths = np.empty((len(indices), len(sizes)), np.int64)
+        if (starts + head > stops).any():
+            raise ShardFormatError("a sample is shorter than the sizes of its columns: the shard is corrupt")
+        self._lengths = np.empty((len(starts), len(sizes)), np.int64)
         self._lengths[:] = [size or 0 for size in sizes]
         if varying:
-            words = np.frombuffer(self.data, np.uint8)[starts[:, None] + np.arange(head)]
-            self._lengths[:, varying] = words.view("<u4")
-        ends = starts[:, None] + head + np.cumsum(self._lengths, axis=1)
-        if len(starts) and not np.array_equal(ends[:, -1], stops):
-            raise ShardFormatError(f"shard {shard}: a sample's columns have other sizes than the sample")
-        self._begins = ends - self._lengths
-
-    def column(self, name: str) -> int:
-        try:
-            return self.schema.column_names.index(name)
-        except ValueError:
-            raise KeyError(f"column {name!r}: expected one of {', '.join(self.schema.column_names)}") from None
+            words = memory("<u4")[starts[:, None] + np.arange(-FIRST, head - FIRST, 4)]
+            self._lengths[:, varying] = words
+        self._ends = (starts + head)[:, None] + np.cumsum(self._lengths, axis=1)
+        if not np.array_equal(self._ends[:, -1], stops):
+            raise ShardFormatError("a sample's columns have other sizes than the sample: the shard is corrupt")
 
     def lengths(self, name: str) -> Ints:
         """Bytes of each value."""
-        return self._lengths[:, self.column(name)]
+        return self._lengths[:, _number(self.schema, name)]
 
-    def copy(self, name: str, into: memoryview, at: Ints) -> None:
-        """Write each value to its place."""
-        begins, lengths = self._begins[:, self.column(name)], self._lengths[:, self.column(name)]
-        size = int(lengths[0])
-        if 0 < size <= SMALL and not (lengths != size).any():
-            self._copy_rows(begins, size, into, at)
-            return
-        data = memoryview(self.data)
-        ends, stops = (begins + lengths).tolist(), (at + lengths).tolist()
-        for begin, end, start, stop in zip(begins.tolist(), ends, at.tolist(), stops, strict=True):
-            into[start:stop] = data[begin:end]
-
-    def _copy_rows(self, begins: Ints, size: int, into: memoryview, at: Ints) -> None:
-        """Values of one size by one fancy indexing: a window of that size at every byte of the shard, and of them some.
-
-        For small values: it copies twice, where a loop over slices takes longer than the second copy.
-        """
-        rows = sliding_window_view(np.frombuffer(self.data, np.uint8), size)[begins]
-        target = np.frombuffer(into, np.uint8)
-        first = int(at[0])
-        if np.array_equal(at, np.arange(first, first + len(at) * size, size)):
-            target[first : first + len(at) * size].reshape(-1, size)[:] = rows
-        elif not first % size and not (at % size).any():
-            target[: len(target) // size * size].reshape(-1, size)[at // size] = rows
-        else:
-            sliding_window_view(target, size, writeable=True)[at] = rows
+    def begins(self, name: str) -> Ints:
+        """Address of each value."""
+        number = _number(self.schema, name)
+        return self._ends[:, number] - self._lengths[:, number]
 
 
-def _column(schema: Schema, name: str, pieces: list[_Piece], count: int, old: Any) -> Any:
-    lengths = np.zeros(count, np.int64)
-    for piece in pieces:
-        lengths[piece.places] = piece.lengths(name)
-    offsets = np.zeros(count + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    values = _memory(int(offsets[-1]), old)
-    view = memoryview(values)  # type: ignore[arg-type]  # numpy's arrays are buffers
-    for piece in pieces:
-        piece.copy(name, view, offsets[piece.places])
-    at = schema.column_names.index(name)
-    shape = _shape(schema.column_encodings[at])
+def _number(schema: Schema, name: str) -> int:
+    try:
+        return schema.column_names.index(name)
+    except ValueError:
+        raise KeyError(f"column {name!r}: expected one of {', '.join(schema.column_names)}") from None
+
+
+def _columns(
+    mix: Mix, groups: list[_Group], names: list[str], count: int, out: dict[str, Any] | None
+) -> dict[str, Any]:
+    schema = groups[0].schema if groups else mix.schema()
+    return {name: _column(schema, name, groups, count, (out or {}).get(name)) for name in names}
+
+
+def _column(schema: Schema, name: str, groups: list[_Group], count: int, old: Any) -> Any:
+    if len(groups) == 1:
+        lengths, begins = groups[0].lengths(name), groups[0].begins(name)
+    else:
+        lengths, begins = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for group in groups:
+            lengths[group.places], begins[group.places] = group.lengths(name), group.begins(name)
+    size = int(lengths[0]) if count else 0
+    if 0 < size <= SMALL and (lengths == size).all():
+        values = _rows(begins, size, old)
+        offsets = np.arange(0, (count + 1) * size, size)
+    else:
+        offsets = np.zeros(count + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        values = _memory(int(offsets[-1]), old)
+        _copy(begins, begins + lengths, offsets.tolist(), values)
+    shape = _shape(schema.column_encodings[_number(schema, name)])
     if shape is None:
         return values, offsets
     return values.view(shape[0]).reshape(count, *shape[1])
+
+
+def _rows(begins: Ints, size: int, old: Any) -> NDArray[np.uint8]:
+    """Values of one size, by one fancy indexing."""
+    rows: NDArray[np.uint8] = memory(f"|V{size}")[begins - FIRST].view(np.uint8)
+    if old is None:
+        return rows
+    values = _memory(rows.nbytes, old)
+    values[:] = rows
+    return values
+
+
+def _copy(begins: Ints, ends: Ints, offsets: list[int], values: NDArray[np.uint8]) -> None:
+    """Each value to its place. Slices of memoryviews are the fastest copies that Python has."""
+    into, source = memoryview(values), memoryview(memory("|u1"))  # type: ignore[arg-type]  # numpy's arrays are buffers
+    start = 0
+    for begin, end, stop in zip((begins - FIRST).tolist(), (ends - FIRST).tolist(), offsets[1:], strict=True):
+        into[start:stop] = source[begin:end]
+        start = stop
 
 
 def _memory(size: int, old: Any) -> NDArray[np.uint8]:
@@ -154,9 +171,9 @@ def _memory(size: int, old: Any) -> NDArray[np.uint8]:
     base = old[0] if isinstance(old, tuple) else old
     while base is not None and base.base is not None:
         base = base.base
-    if not isinstance(base, np.ndarray) or base.dtype != np.uint8 or base.nbytes < size:
+    if not isinstance(base, np.ndarray) or base.nbytes < size:
         base = np.empty(size + size // 8, np.uint8)  # the next batch may be somewhat larger
-    found: NDArray[np.uint8] = base[:size]
+    found: NDArray[np.uint8] = base.view(np.uint8)[:size]
     return found
 
 
@@ -171,3 +188,11 @@ def _shape(encoding: str) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
     if kind.rstrip("0123456789") in ("int", "uint", "float"):
         return np.dtype(kind).newbyteorder("<"), ()
     return None
+
+
+def _joined(parts: list[Any]) -> Any:
+    """One column of several batches."""
+    if not isinstance(parts[0], tuple):
+        return np.concatenate(parts)
+    lengths = np.concatenate([np.diff(offsets) for _, offsets in parts])
+    return np.concatenate([values for values, _ in parts]), np.concatenate([[0], np.cumsum(lengths)])

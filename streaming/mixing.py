@@ -14,10 +14,11 @@ from streaming.order.spanner import Spanner
 from streaming.reader import Shards, schema_from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from streaming.addresses import Located
     from streaming.mds.shards import Schema
     from streaming.stream import Stream
 
@@ -157,6 +158,19 @@ class Mix:
         """Let go of a shard's map."""
         part, own = self.locate_shard(number)
         part.close(own)
+
+    def locate(
+        self, ids: NDArray[np.int64], *, copied: bool = False
+    ) -> Iterator[tuple[Schema, NDArray[np.int64], Located]]:
+        """(schema, places in `ids`, where they are in memory) of the samples, by schema; see `Addresses.locate`."""
+        for part, places, own in self.split(ids):
+            for schema, some in part.by_schema(own):
+                yield schema, places[some], part.locate(own[some], copied=copied)
+
+    def schema_of(self, sample_id: int) -> Schema:
+        """What a sample is made of."""
+        part, _, own = next(iter(self.split(np.array([sample_id]))))
+        return next(iter(part.by_schema(own)))[0]
 
     def load_batch(self, ids: Any, columns: Sequence[str] | None, out: dict[str, Any] | None) -> dict[str, Any]:
         """See `gather.load_batch`."""

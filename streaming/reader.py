@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from streaming.addresses import Addresses, Located
 from streaming.compiled import compile_samples
 from streaming.errors import ShardFormatError
 from streaming.mds.encodings import UNSAFE
@@ -22,7 +23,7 @@ from streaming.mds.shards import Schema
 from streaming.mds.split import line_decoder, read_line_offsets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     Decoder = Callable[..., dict[str, Any]]
     Sample = Callable[[int], dict[str, Any]]
 
-__all__ = ["Folder", "Guard", "ShardFile", "Shards", "schema_from_json"]
+__all__ = ["Folder", "Guard", "ShardFile", "Shards", "most_open", "schema_from_json"]
 
 # Up to here a list of first samples is worth its memory: bisecting it is twice as fast as bisecting the table.
 LISTED_SHARDS = 1 << 16
@@ -113,7 +114,8 @@ MEMORY = 256 << 20
 _opened: deque[tuple[weakref.ref[Shards], int]] = deque()
 
 
-def _most_open() -> int:
+def most_open() -> int:
+    """Shards that a process keeps open at most."""
     return max(16, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 4096))
 
 
@@ -138,22 +140,6 @@ class _Shard:
         bind = compile_samples(self._schema, self._views, guard is not None)
         more = () if guard is None else (guard.generations, guard.file, guard.whole)
         return bind(raw, memoryview(raw), self.words, self.slow, *more)
-
-    def bytes_of(self, indices: NDArray[np.int64]) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
-        """(buffer, starts, stops) of samples: the shard itself where it stays as it is, else copies of theirs."""
-        words = np.frombuffer(self.words, "<u4")
-        starts, stops = words[indices + 1].astype(np.int64), words[indices + 2].astype(np.int64)
-        if self.file.raw is not None and self.file.guard is None:
-            return self.file.raw, starts, stops
-
-        def copied(data: Any, start: int, stop: int) -> Any:
-            return bytes(memoryview(data)[start:stop])
-
-        pieces: list[Any] = [
-            self.file.decode(copied, start, stop) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
-        ]
-        ends = np.cumsum(stops - starts)
-        return b"".join(pieces), ends - (stops - starts), ends
 
     def slow(self, index: int) -> dict[str, Any]:
         """Sample `index`, by way of the file's own care."""
@@ -183,6 +169,7 @@ class Shards:
         self._open: dict[int, Sample] = {}
         self._shards: dict[int, _Shard] = {}
         self._in_memory: dict[int, int] = {}  # shard to bytes
+        self._addresses = Addresses(self.tables)
 
     def reader(self) -> Sample:
         """The function from id to sample, 0 ≤ id < samples. A closure: attributes would cost as much as the lookup."""
@@ -200,7 +187,7 @@ class Shards:
     def _enter(self, number: int) -> Sample:
         sample = self._open_shard(number)
         _opened.append((weakref.ref(self), number))
-        most = _most_open()
+        most = most_open()
         while len(_opened) > most:
             owner, its = _opened.popleft()
             if (shards := owner()) is not None:
@@ -213,6 +200,7 @@ class Shards:
         self._open.pop(number, None)
         self._shards.pop(number, None)
         self._in_memory.pop(number, None)
+        self._addresses.forget(number)
 
     def schema(self, number: int) -> Schema:
         """What a shard's samples are made of."""
@@ -229,11 +217,25 @@ class Shards:
                     )
             self._decoder(number)
 
-    def bytes_of(self, number: int, indices: NDArray[np.int64]) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
-        """(buffer, starts, stops) of samples of a shard."""
+    def by_schema(self, ids: NDArray[np.int64]) -> Iterator[tuple[Schema, Any]]:
+        """(schema, index of `ids`) of samples that are made of the same."""
+        if len(self.tables.schemas) == 1:
+            yield self._decoder(0)[0], slice(None)
+            return
+        numbers = self.tables.shards["schema"][self.tables.shard_of_sample(ids)[0]]
+        for number in np.unique(numbers).tolist():
+            yield self._decoder(number)[0], np.flatnonzero(numbers == number)
+
+    def locate(self, ids: NDArray[np.int64], *, copied: bool = False) -> Located:
+        """Where these samples of MDS shards are in memory; see `Addresses.locate`."""
+        return self._addresses.locate(ids, self._opened, copied=copied)
+
+    def _opened(self, number: int) -> tuple[ShardFile, memoryview]:
+        """A shard's file, and its count and offsets (u32)."""
         if number not in self._open:
             self._enter(number)
-        return self._shards[number].bytes_of(indices)
+        shard = self._shards[number]
+        return shard.file, shard.words
 
     def prefetch(self, numbers: Sequence[int]) -> None:
         """Have shards fetched, in this order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 from typing import TYPE_CHECKING
 
@@ -103,22 +104,14 @@ def test_opening_and_attaching_fetches_no_shard_byte(
     reader.close()
 
 
-@pytest.mark.parametrize("form", ["raw", "zstd"])
-def test_many_readers_at_once_fetch_each_byte_once(
-    start: Start, rclone: StorageServer, proxy: FaultProxy, tmp_path: Path, form: str
-) -> None:
-    """Eight clients read the same cold dataset to its end; the server sends each object's bytes once."""
-    data = write_dataset(tmp_path / "data", 4, 3 * MIB, form)
-    rclone.put_tree(f"once-{form}", data.folder)
-    engine = start(64 * MIB, env=rclone.variables_for(proxy.endpoint))
-    options = RemoteOptions(endpoint_url=proxy.endpoint)
-    readers = [Reader(engine.client(), rclone.url(f"once-{form}"), data, options=options) for _ in range(8)]
+def read_all_at_once(readers: list[Reader]) -> None:
+    """Each reader reads every file from its start to its end, all of them at the same time."""
     failures: list[BaseException] = []
 
     def read_all(reader: Reader) -> None:
         try:
-            for file in range(4):
-                for offset in range(0, 3 * MIB, 128 * KIB):
+            for file, raw in enumerate(reader.data.raw):
+                for offset in range(0, len(raw), 128 * KIB):
                     reader.check(file, offset, 128 * KIB, handle=file + 1)
         except BaseException as error:
             failures.append(error)
@@ -130,11 +123,45 @@ def test_many_readers_at_once_fetch_each_byte_once(
     for thread in threads:
         thread.join(60)
     assert not failures
+
+
+@pytest.mark.parametrize("form", ["raw", "zstd"])
+def test_many_readers_at_once_fetch_each_byte_once(
+    start: Start, rclone: StorageServer, proxy: FaultProxy, tmp_path: Path, form: str
+) -> None:
+    """Eight clients read the same cold dataset to its end; the server sends each object's bytes once."""
+    data = write_dataset(tmp_path / "data", 4, 3 * MIB, form)
+    rclone.put_tree(f"once-{form}", data.folder)
+    engine = start(64 * MIB, env=rclone.variables_for(proxy.endpoint))
+    options = RemoteOptions(endpoint_url=proxy.endpoint)
+    readers = [Reader(engine.client(), rclone.url(f"once-{form}"), data, options=options) for _ in range(8)]
+    read_all_at_once(readers)
     sent = proxy.bytes_by_key()
     probes = 64 * KIB if form == "zstd" else 0
     for name in data.stored:
         size = (data.folder / name).stat().st_size
         assert size <= sent[f"once-{form}/{name}"] <= size + probes
+    for reader in readers:
+        reader.close()
+
+
+def test_in_half_the_room_the_log_explains_every_byte_fetched_again(
+    start: Start, rclone: StorageServer, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Eight clients read a dataset of twice the limit: bytes are sent again only as `refetch` lines say."""
+    data = write_dataset(tmp_path / "data", 8, 2 * MIB)
+    rclone.put_tree("half", data.folder)
+    engine = start(8 * MIB, env=rclone.variables_for(proxy.endpoint))
+    options = RemoteOptions(endpoint_url=proxy.endpoint)
+    readers = [Reader(engine.client(), rclone.url("half"), data, options=options) for _ in range(8)]
+    read_all_at_once(readers)
+    engine.settled()
+    again = [0] * 8
+    for file, first, last in re.findall(r" refetch dataset=\d+ file=(\d+) range=(\d+)-(\d+)", engine.log.read_text()):
+        again[int(file)] += int(last) - int(first)
+    sent = proxy.bytes_by_key()
+    for file, name in enumerate(data.stored):
+        assert 2 * MIB <= sent[f"half/{name}"] <= 2 * MIB + again[file]
     for reader in readers:
         reader.close()
 
