@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import grp
+import ipaddress
 import os
 import pwd
 import re
@@ -13,6 +14,7 @@ from mdsfs.errors import UsageError
 from streaming.sizes import parse_size
 
 __all__ = [
+    "address",
     "credentials_file",
     "default_cache_dir",
     "expand_mount_options",
@@ -32,6 +34,19 @@ _SWALLOWED = frozenset(
     | {"nolazytime", "async", "nomand", "silent", "loud", "rw"}  # mount(8) hands over `rw` when nobody said `ro`
 )
 _REFUSED = frozenset({"suid", "dev", "exec", "sync", "remount", "bind", "rbind", "move"})
+
+
+def address(text: str) -> str:
+    """Where to listen: `HOST:PORT` of numeric addresses, or a port alone, which is one of the loopback address."""
+    host, colon, port = text.rpartition(":")
+    host = host if colon else "127.0.0.1"
+    try:
+        number, found = int(port), ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]"))
+    except ValueError:
+        number = -1
+    if not 0 <= number < 65536:
+        raise argparse.ArgumentTypeError(f"expected HOST:PORT like 127.0.0.1:9567 or [::1]:9567, got {text!r}")
+    return f"[{found}]:{number}" if found.version == 6 else f"{found}:{number}"
 
 
 def size(text: str) -> int:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
-import logging.handlers
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdsfs import logs
 from mdsfs.config.layers import configurable
 from streaming.errors import StreamingError, to_wire
 
-from .arguments import credentials_file, default_cache_dir, positive_int, seconds, size
+from .arguments import address, credentials_file, default_cache_dir, positive_int, seconds, size
 
 if TYPE_CHECKING:
     import argparse
@@ -23,12 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-LEVELS = ("error", "warning", "info", "debug")
 # Of what is free when nothing is said, like a mount.
 DEFAULT_LIMIT = 100 << 30
 DEFAULT_SHARE = 0.9
-# The log tells every eviction; it must not fill the disk that the cache is careful with.
-LOG_SIZE, LOG_FILES = 16 << 20, 2
 
 EXAMPLES = """\
 examples:
@@ -69,7 +64,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="end when nobody was connected for so long (default: never)",
     )
     add("--stop", action="store_true", help="end the engine of this directory")
-    add("--log-level", choices=LEVELS, default="info")
+    add("--memory-limit", metavar="SIZE", type=size, help="of heaps and buffers, fetchers included (default: none)")
+    add("--metrics", metavar="HOST:PORT", type=address, help="serve Prometheus metrics and a live page there")
+    add("--log-level", choices=logs.LEVELS, default="info")
+    add("--log-format", choices=logs.FORMATS, help="default: journald where stderr is the journal, else text")
     add("--log-file", metavar="FILE", type=Path, help="default: stderr")
     add("--ready-fd", metavar="FD", type=int, help="write `ok`, or an error as JSON, there when the start is over")
     configurable(parser, "engine")
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.credentials_file:
         os.environ["AWS_SHARED_CREDENTIALS_FILE"] = args.credentials_file
-    _log_to(args.log_file, args.log_level)
+    logs.start(args.log_level, form=args.log_format, file=args.log_file)
     try:
         return serve(_options(args, cache_dir))
     except StreamingError as error:
@@ -103,6 +101,8 @@ def _options(args: argparse.Namespace, cache_dir: Path) -> ServiceOptions:
         allow_other=args.allow_other,
         idle_exit=args.idle_exit,
         ready_fd=args.ready_fd,
+        metrics=args.metrics,
+        memory_limit=args.memory_limit,
         **chosen,
     )
 
@@ -113,15 +113,6 @@ def _stop(cache_dir: Path) -> int:
     with EngineClient.connect(cache_dir, client="cli") as client:
         client.stop()
     return 0
-
-
-def _log_to(path: Path | None, level: str) -> None:
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    if path is not None:
-        handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_SIZE, backupCount=LOG_FILES)
-    logging.basicConfig(
-        level=level.upper(), handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
 
 
 def _default_limit(cache_dir: Path) -> int:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import logging.handlers
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdsfs import logs
 from mdsfs.config.layers import POSITIONAL, configurable
 from mdsfs.errors import MountpointError
 from streaming.errors import CacheDirectoryError, MissingDependencyError
 from streaming.remote.options import RemoteOptions
 
 from .arguments import (
+    address,
     credentials_file,
     default_cache_dir,
     expand_mount_options,
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from mdsfs.mount.mounting import MountConfig
 
 __all__ = ["add_parser", "run"]
-
-SYSLOG = "/dev/log"
-LEVELS = ("error", "warning", "info", "debug")
 
 EXAMPLES = """\
 examples:
@@ -98,9 +95,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shown("--file-mode", metavar="OCTAL", type=mode, default=0o444)
     shown("--dir-mode", metavar="OCTAL", type=mode, default=0o555)
     shown("--read-timeout", metavar="SECONDS", type=seconds, default=60.0, help="a read ends with EIO after this (60)")
-    logs = parser.add_argument_group("log").add_argument
-    logs("--log-level", choices=LEVELS, default="info")
-    logs(
+    cache("--memory-limit", metavar="SIZE", type=size, help="of the engine's heaps and buffers (default: none)")
+    cache("--metrics", metavar="HOST:PORT", type=address, help="the engine serves metrics and a live page there")
+    lines = parser.add_argument_group("log").add_argument
+    lines("--log-level", choices=logs.LEVELS, default="info")
+    lines("--log-format", choices=logs.FORMATS, help="default: journald where stderr is the journal, else text")
+    lines(
         "--log-file",
         metavar="FILE",
         type=Path,
@@ -155,6 +155,9 @@ def _config(args: argparse.Namespace) -> MountConfig:
         part_size=args.part_size,
         allow_other=args.allow_other,
         log_level=args.log_level,
+        log_format=args.log_format,
+        metrics=args.metrics,
+        memory_limit=args.memory_limit,
     )
     return MountConfig(
         source=source,
@@ -201,14 +204,7 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def _start_log(args: argparse.Namespace) -> None:
-    handler: logging.Handler = logging.StreamHandler()
-    if args.log_file and args.foreground:
-        handler = logging.FileHandler(args.log_file)
-    elif not args.foreground and not args.log_file and os.path.exists(SYSLOG):
-        handler = logging.handlers.SysLogHandler(SYSLOG)
-        handler.ident = f"mdsfs[{os.getpid()}]: "
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=args.log_level.upper(), handlers=[handler])
+    logs.start(args.log_level, form=args.log_format, file=args.log_file, syslog=not args.foreground)
 
 
 def _say(line: str, outcome: Outcome) -> None:

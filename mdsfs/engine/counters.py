@@ -62,6 +62,14 @@ class Activity:
         }
         self.timings = checked_series(message.get("timings"))
 
+    def totals(self, *, is_mount: bool) -> dict[str, float]:
+        """What adds up over clients. Mounts count their reads themselves, of others the engine hears by `touch`."""
+        return {
+            "at_once": self.reported.get("reads_at_once", 0) if is_mount else self.touched,
+            "mount_bytes": self.reported.get("bytes_read", 0),
+            "waited_seconds": self.waited,
+        }
+
     def shown(self) -> dict[str, Any]:
         """For status."""
         found: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -49,16 +50,21 @@ class Engine:
         self.health = Health()
         self.cache = Cache(options.cache_limit, self.timings)
         self.disk = CacheDisk(options.cache_dir, self.health)
+        self.memory = options.memory()
+        part_size = self.memory.part_size
         self.pool = FetcherPool(
-            options.processes, options.threads, options.part_size, timings=self.timings, health=self.health
+            self.memory.processes, self.memory.threads, part_size, timings=self.timings, health=self.health
         )
-        self.fills = Fills(self.cache, self.disk, self.pool, nursery, options.part_size)
-        self.passing = Passing(self.pool, self.fills.forms)
+        self.fills = Fills(self.cache, self.disk, self.pool, nursery, part_size, edges=self.memory.edges)
+        self.passing = Passing(self.pool, self.fills.forms, self.memory.passing)
         self.wants = Wants(self.cache, self.fills, self.passing, self.timings)
-        self.ahead = Ahead(self.fills, options.cache_limit, options.part_size, nursery)
+        self.ahead = Ahead(self.fills, options.cache_limit, part_size, nursery)
         self.sources = Sources(store, self.cache, self.fills, self.ahead, shard_level=options.verify == "shard")
         self.hints = Hints(Orders(), nursery)
         self.sessions: set[Session] = set()
+        self.metrics_url: str | None = None
+        self.departed: Counter[str] = Counter()
+        """What clients that are gone have done."""
         self.max_window = min(MAX_WINDOW, options.cache_limit // 4)
         self.stopping = trio.Event()
         self.dismissed = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -20,10 +19,12 @@ import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mdsfs import logs
 from streaming.engine import messages
 from streaming.errors import StreamingError, to_wire
 from streaming.remote import RemoteOptions, open_remote
 
+from .child import die_with_parent
 from .fetch import Desk, Done, do
 from .jobs import HashJob, Job, job_from_wire, pieces_to_wire
 from .parts import Helpers
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from streaming.remote import Remote
 
 log = logging.getLogger(__name__)
-
-_PR_SET_PDEATHSIG = 1
 
 
 class _Remotes:
@@ -171,13 +170,6 @@ def _result(done: Done) -> dict[str, Any]:
     return found
 
 
-def die_with_parent(parent: int) -> None:
-    """Be killed when the process `parent` ends, also when it has ended already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def main(argv: list[str] | None = None) -> int:
     """The process."""
     parser = argparse.ArgumentParser(prog="mdsfs.engine.fetcher", description=__doc__)
@@ -188,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     # Ctrl-C and a service manager's stop reach the whole group; when to end is the engine's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="fetcher %(process)d: %(message)s")
+    logs.start_child("fetcher")
     sock = socket.socket(fileno=options.fd)
     sock.setblocking(True)
     Fetcher(sock, options.threads, options.part_size).serve()

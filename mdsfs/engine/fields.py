@@ -29,7 +29,7 @@ OPS: Mapping[str, frozenset[str]] = {
     "position": frozenset({"job", "epoch", "at"}),
     "retract": frozenset({"job"}),
     "dismiss": frozenset(),
-    "stop": frozenset(),
+    "state": frozenset({"dataset", "file"}),
     "register": frozenset({"mountpoint", "source"}),
     "report": frozenset({"reads_at_once", "reads_asked", "reads_waiting", "reads_failed", "bytes_read", "timings"}),
     "status": frozenset({"brief"}),

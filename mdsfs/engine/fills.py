@@ -23,7 +23,7 @@ from streaming.errors import CacheDirectoryError, CacheFullError, DatasetError, 
 
 from .flights import Flight, Waiter, uncovered
 from .forms import Forms
-from .framing import Edges, cut_at_frames, frame_run
+from .framing import MOST_EDGES, Edges, cut_at_frames, frame_run
 from .jobs import FramesJob, HashJob, RangeJob, StreamJob
 
 if TYPE_CHECKING:
@@ -72,12 +72,21 @@ class _NoRoomError(Exception):
 class Fills:
     """All flights of the engine."""
 
-    def __init__(self, cache: Cache, disk: CacheDisk, pool: FetcherPool, nursery: trio.Nursery, part_size: int) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        disk: CacheDisk,
+        pool: FetcherPool,
+        nursery: trio.Nursery,
+        part_size: int,
+        *,
+        edges: int = MOST_EDGES,
+    ) -> None:
         self.cache = cache
         self.disk = disk
         self.pool = pool
         self.forms = Forms(pool)
-        self.edges = Edges()
+        self.edges = Edges(edges)
         self.running = 0
         self.failed = 0
         self.refetched = 0
@@ -245,7 +254,9 @@ class Fills:
                 self._refuse(flight, error)
                 if flight.dataset.working(flight.file).error is not None:
                     raise
-                log.warning("wrong bytes, fetching once more: file=%d %s", flight.file, error)
+                log.warning(
+                    "wrong bytes, fetching once more: file=%d %s", flight.file, error, extra={"event": "wrong-bytes"}
+                )
                 continue
             flight.publish_all()
             for at, data in result.edges:
@@ -341,6 +352,7 @@ class Fills:
                 flight.start,
                 flight.stop,
                 error,
+                extra={"event": "fill-failed", "subject": dataset.url},
             )
         arrived = flight.frontier if flight.visible else flight.start
         # those who lack a block that only its frames touch wait for it too

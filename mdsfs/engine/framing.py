@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .jobs import Piece
     from .ledger import FileKey
 
-__all__ = ["Edges", "Framing", "cut_at_frames", "frame_run"]
+__all__ = ["MOST_EDGES", "Edges", "Framing", "cut_at_frames", "frame_run"]
 
 # 4096 parts of blocks are 16 MiB at the most; one that is gone costs fetching its frame once more.
 MOST_EDGES = 4096

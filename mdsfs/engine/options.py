@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaming.errors import CacheLimitError, EngineRefusedError
 
+from .memory import Shares, share_out
 from .pool import DEFAULT_PART_SIZE, DEFAULT_THREADS
 
 if TYPE_CHECKING:
@@ -32,13 +33,21 @@ class ServiceOptions:
     allow_other: bool = False
     idle_exit: float | None = None
     ready_fd: int | None = None
+    metrics: str | None = None
+    """Where the metrics server listens, `HOST:PORT`."""
+    memory_limit: int | None = None
 
     def __post_init__(self) -> None:
+        self.memory()  # a limit that is too small is an error now
         if self.cache_limit < LEAST_DATA:
             raise CacheLimitError(
                 f"a cache limit of {self.cache_limit} bytes is too small: the least is {LEAST_DATA} bytes "
                 "and what the index and tables of a dataset take"
             )
+
+    def memory(self) -> Shares:
+        """What each part of the engine may use."""
+        return share_out(self.memory_limit, self.processes, self.threads, self.part_size)
 
     def shown(self) -> dict[str, Any]:
         """What `hello` and status tell."""
@@ -50,6 +59,8 @@ class ServiceOptions:
             "part_size": self.part_size,
             "allow_other": self.allow_other,
             "idle_exit": self.idle_exit,
+            "metrics": self.metrics,
+            "memory_limit": self.memory_limit,
         }
 
     def check(self, expected: Mapping[str, Any]) -> None:

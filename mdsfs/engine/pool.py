@@ -285,7 +285,12 @@ class FetcherPool:
                 self._bury(fetcher)
             self._restarts += 1
             pause = 0.0 if fetcher.worked else min(LONGEST_PAUSE, max(0.1, 2 * pause))
-            log.warning("fetcher pid=%d died: starting another in %.1f s", fetcher.process.pid, pause)
+            log.warning(
+                "fetcher pid=%d died: starting another in %.1f s",
+                fetcher.process.pid,
+                pause,
+                extra={"event": "fetcher-died"},
+            )
             await trio.sleep(pause)
 
     async def _listen(self, fetcher: _Fetcher) -> None:

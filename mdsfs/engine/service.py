@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from mdsfs.supervision.notify import Supervisor
+from streaming.sizes import format_size
+
 from .engine import Engine
+from .ledger import BLOCK
+from .metering import listen, serve_metrics, url_of
 from .server import listening, serve_clients
 from .store import CacheStore
 
@@ -27,17 +32,26 @@ log = logging.getLogger(__name__)
 def serve(options: ServiceOptions) -> int:
     """Run an engine to its end; returns the exit code. Raises what keeps it from starting.
 
-    With `ready_fd`, that descriptor hears `ok` when clients can connect; errors are the caller's to `tell`.
+    With `ready_fd`, that descriptor hears `ok` when clients can connect; errors are the caller's to `tell`. A
+    supervisor that the environment names hears the same, and then that the engine's loop goes on turning.
     """
+    supervisor = Supervisor.take()
     with (
         CacheStore.open(options.cache_dir) as store,
         listening(options.cache_dir, allow_other=options.allow_other) as listener,
+        listen(options.metrics) if options.metrics else contextlib.nullcontext() as metrics,
     ):
-        trio.run(_serve, options, store, listener)
+        trio.run(_serve, options, store, listener, metrics, supervisor)
     return 0
 
 
-async def _serve(options: ServiceOptions, store: CacheStore, listener: socket.socket) -> None:
+async def _serve(
+    options: ServiceOptions,
+    store: CacheStore,
+    listener: socket.socket,
+    metrics: socket.socket | None,
+    supervisor: Supervisor,
+) -> None:
     # From the outside in, and ended from the inside out: clients, then fills, then the fetchers that fills wait for.
     async with trio.open_nursery() as fetchers, trio.open_nursery() as work:
         engine = Engine(options, store, work)
@@ -47,17 +61,36 @@ async def _serve(options: ServiceOptions, store: CacheStore, listener: socket.so
         async with trio.open_nursery() as clients:
             clients.start_soon(serve_clients, engine, listener, name="clients")
             clients.start_soon(_end_on_signal, engine, name="signals")
+            if metrics is not None:
+                engine.metrics_url = url_of(metrics)
+                clients.start_soon(serve_metrics, engine, metrics, name="metrics")
             if options.idle_exit is not None:
                 clients.start_soon(_end_when_idle, engine, options.idle_exit, name="idle")
             tell(options.ready_fd, "ok")
+            supervisor.ready(_describe(engine))
+            if supervisor.address is not None:
+                clients.start_soon(_keep_alive, engine, supervisor, name="supervisor")
             log.info(
                 "engine pid=%d serves %s with a limit of %d bytes", os.getpid(), options.cache_dir, options.cache_limit
             )
             await engine.stopping.wait()
+            supervisor.stopping("ending")
             clients.cancel_scope.cancel()
         work.cancel_scope.cancel()
         fetchers.cancel_scope.cancel()
     log.info("engine pid=%d ends", os.getpid())
+
+
+async def _keep_alive(engine: Engine, supervisor: Supervisor) -> None:
+    while True:
+        await trio.sleep(supervisor.interval)
+        supervisor.alive(_describe(engine))
+
+
+def _describe(engine: Engine) -> str:
+    used = format_size(engine.cache.ledger.statistics().used * BLOCK)
+    limit = format_size(engine.options.cache_limit)
+    return f"{used} of {limit}, {len(engine.sessions)} clients, {engine.fills.running} fills"
 
 
 async def _end_on_signal(engine: Engine) -> None:

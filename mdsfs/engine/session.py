@@ -133,9 +133,10 @@ class Session:
         if request.get("op") == "done" and "id" not in request:
             self._done(request)
             return
-        if request.get("op") in ONE_WAY and "id" not in request:
+        one_way = request.get("op")
+        if "id" not in request and isinstance(one_way, str) and one_way in ONE_WAY:
             with contextlib.suppress(ProtocolError):  # nobody waits to be told
-                ONE_WAY[request["op"]](self, request)
+                ONE_WAY[one_way](self, request)
             return
         number = request.get("id")
         if not isinstance(number, int) or isinstance(number, bool) or number <= 0:

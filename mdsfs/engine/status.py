@@ -6,6 +6,8 @@ import importlib.metadata
 import json
 import os
 import time
+from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -39,17 +41,12 @@ async def document(engine: Engine, *, brief: bool = False) -> bytes:
     measured = {} if brief else {"disk_bytes": await trio.to_thread.run_sync(engine.store.disk_bytes)}
     shown = {
         "engine": _engine(engine),
-        "process": process_figures(engine.pool.pids()),
+        "process": {**process_figures(engine.pool.pids()), "shares": asdict(engine.memory)},
         "problems": engine.health.snapshot(),
         "problems_begun": dict(engine.health.begun),
         "cache": {**_cache(engine), **measured},
         "remote": _remote(engine),
-        "reads": {
-            "hits": engine.wants.hits,
-            "misses": engine.wants.misses,
-            "waiting": engine.fills.waiting,
-            "passed_bytes": engine.passing.passed,
-        },
+        "reads": _reads(engine),
         "fills": {
             "running": engine.fills.running,
             "failed": engine.fills.failed,
@@ -74,8 +71,9 @@ def _engine(engine: Engine) -> dict[str, Any]:
         "pid": os.getpid(),
         "version": version(),
         "started": round(engine.started, 3),
-        "uptime_seconds": round(time.monotonic() - engine.started_at, 1),
+        "uptime_seconds": round(time.monotonic() - engine.started_at, 3),
         "options": engine.options.shown(),
+        "metrics": engine.metrics_url,
     }
 
 
@@ -106,6 +104,22 @@ def _remote(engine: Engine) -> dict[str, Any]:
         "jobs_queued": pool.queued,
         "fetchers": pool.processes,
         "fetcher_restarts": pool.restarts,
+    }
+
+
+def _reads(engine: Engine) -> dict[str, Any]:
+    # Counted where they happen: by mounts and readers for what they found in the cache, here for what was asked.
+    done = Counter(engine.departed)
+    for session in engine.sessions:
+        done.update(session.activity.totals(is_mount=bool(session.mounts)))
+    return {
+        "at_once": done["at_once"],
+        "hits": engine.wants.hits,
+        "misses": engine.wants.misses,
+        "waiting": engine.fills.waiting,
+        "waited_seconds": round(done["waited_seconds"], 3),
+        "passed_bytes": engine.passing.passed,
+        "mount_bytes": done["mount_bytes"],
     }
 
 

@@ -116,7 +116,7 @@ class Link:
             if not self.sessions:
                 raise failure
             if str(failure) != str(self.last_error):
-                log.warning("no engine for now: %s", failure)
+                log.warning("no engine for now: %s", failure, extra={"event": "engine-lost"})
             self.last_error = failure
             await trio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
@@ -174,7 +174,7 @@ class Link:
     def _publish(self, session: Session, task_status: trio.TaskStatus[None]) -> None:
         if self.sessions:
             session.arrange(self.known)
-            log.info("connected to an engine again")
+            log.warning("connected to an engine again", extra={"event": "engine-back"})
         else:
             self.known = session.attached
         self.sessions += 1

@@ -48,6 +48,9 @@ class EngineOptions:
     idle_exit: float | None = SPAWNED_IDLE_EXIT
     log_level: str | None = None
     log_file: Path | None = None
+    log_format: str | None = None
+    metrics: str | None = None
+    memory_limit: int | None = None
 
     def arguments(self) -> list[str]:
         """The command line after `mdsfs engine`."""
@@ -61,6 +64,9 @@ class EngineOptions:
             ("--idle-exit", self.idle_exit),
             ("--log-level", self.log_level),
             ("--log-file", self.log_file and Path(self.log_file).absolute()),
+            ("--log-format", self.log_format),
+            ("--metrics", self.metrics),
+            ("--memory-limit", self.memory_limit),
         ]
         found = [text for name, value in pairs if value is not None for text in (name, str(value))]
         return [*found, "--allow-other"] if self.allow_other else found
@@ -74,6 +80,8 @@ class EngineOptions:
             "threads": self.threads,
             "part_size": self.part_size,
             "allow_other": self.allow_other or None,
+            "metrics": self.metrics,
+            "memory_limit": self.memory_limit,
         }
         return {name: value for name, value in wanted.items() if value is not None}
 
