@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,16 +47,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Unmount; raises MountBusyError when it is still in use at the end of the wait, unless it is to go lazily."""
+    """Unmount, saying for whom we wait.
+
+    Raises MountBusyError when it is still in use at the end of the wait, unless it is to go lazily.
+    """
     deadline = time.monotonic() + args.wait
     daemon = _daemon_of(args.mountpoint)
+    said = ""
     try:
         while True:
             try:
                 unmount(args.mountpoint)
                 break
-            except MountBusyError:
+            except MountBusyError as error:
                 if time.monotonic() < deadline:
+                    if str(error) != said:
+                        print(f"mdsfs: waiting: {(said := str(error))}", file=sys.stderr, flush=True)
                     time.sleep(RETRY_SECONDS)
                 elif args.lazy:
                     detach(args.mountpoint)

@@ -18,6 +18,8 @@ import pyfuse3
 import trio
 
 from mdsfs.errors import FuseUnavailableError, MountpointError
+from mdsfs.supervision.notify import Supervisor
+from mdsfs.supervision.probe import keep_alive
 from streaming.engine.messages import PROTOCOL
 from streaming.errors import StreamingError
 
@@ -73,20 +75,22 @@ class MountConfig:
 def serve(config: MountConfig, ready: Callable[[Outcome], None]) -> int:
     """Mount and serve until unmounted or told to end by SIGTERM or SIGINT; `ready` is called when the mount answers.
 
+    A supervisor that the environment names hears the same, and then that the mount goes on answering.
     Raises what kept it from mounting. Returns the exit code.
     """
-    return trio.run(_serve, config, ready)
+    return trio.run(_serve, config, ready, Supervisor.take())
 
 
-async def _serve(config: MountConfig, ready: Callable[[Outcome], None]) -> int:
+async def _serve(config: MountConfig, ready: Callable[[Outcome], None], supervisor: Supervisor) -> int:
     source = SourceOptions(config.source, config.identity, config.validate, config.mountpoint)
     descriptors = raise_descriptor_limit()
     link = Link(config.engine, source, read_timeout=config.read_timeout, descriptors=descriptors, spawn=config.spawn)
     failure: BaseException | None = None
     async with _ended_by_signal(link) as nursery:
         try:
+            supervisor.status(f"opening {config.source}")
             await nursery.start(link.run)
-            await _mounted(config, link, ready)
+            await _mounted(config, link, ready, supervisor)
         except (StreamingError, OSError) as error:
             failure = error  # raised below: through the nursery it would come out as a group
             await link.dismiss_engine()
@@ -97,7 +101,7 @@ async def _serve(config: MountConfig, ready: Callable[[Outcome], None]) -> int:
     return 0
 
 
-async def _mounted(config: MountConfig, link: Link, ready: Callable[[Outcome], None]) -> None:
+async def _mounted(config: MountConfig, link: Link, ready: Callable[[Outcome], None], supervisor: Supervisor) -> None:
     """From the finished tree to the end of the mount."""
     tree = build_tree([_dataset(each) for each in link.known])
     status = StatusDocument(tree, link, config.mountpoint, config.source)
@@ -108,9 +112,10 @@ async def _mounted(config: MountConfig, link: Link, ready: Callable[[Outcome], N
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.tell_touched)
             nursery.start_soon(link.report, handlers.report)
-            announcing = _Announcing(config, tree, link, status, ready)
+            announcing = _Announcing(config, tree, link, status, ready, supervisor)
             nursery.start_soon(announcing.run)
             await pyfuse3.main(max_tasks=MAX_TASKS)
+            supervisor.stopping(f"{config.mountpoint} was unmounted")
             nursery.cancel_scope.cancel()
     except ExceptionGroup:
         # After a fault of ours the dead mount stays visible: an empty directory would pass for an empty dataset.
@@ -124,13 +129,17 @@ async def _mounted(config: MountConfig, link: Link, ready: Callable[[Outcome], N
 
 @dataclass(slots=True)
 class _Announcing:
-    """Says that the mount is there, once it has answered a real read; ends the mount if it does not."""
+    """Says that the mount is there, once it has answered a real read; ends the mount if it does not.
+
+    From then on tells the supervisor, if there is one, that it still answers.
+    """
 
     config: MountConfig
     tree: Tree
     link: Link
     status: StatusDocument
     ready: Callable[[Outcome], None]
+    supervisor: Supervisor
     failure: MountpointError | None = None
 
     async def run(self) -> None:
@@ -138,9 +147,9 @@ class _Announcing:
         entry = mount_at(mountpoint)
         if entry is not None:
             self.status.tuning = await trio.to_thread.run_sync(tune, entry.device)
+        path = os.path.join(mountpoint, ".mdsfs", "status")
         try:
             with trio.fail_after(READY_SECONDS):
-                path = os.path.join(mountpoint, ".mdsfs", "status")
                 await trio.to_thread.run_sync(_read_once, path, abandon_on_cancel=True)
         except trio.TooSlowError:
             self._end(MountpointError(f"{mountpoint} was mounted but does not answer"))
@@ -149,6 +158,13 @@ class _Announcing:
         else:
             log.info("%s is mounted at %s: %s", self.config.source, mountpoint, self.tree)
             self.ready(Outcome((*self.link.warnings, *self._hidden())))
+            self.supervisor.ready(self._describe())
+            if self.supervisor.address is not None:
+                await keep_alive(self.supervisor, path, self._describe)
+
+    def _describe(self) -> str:
+        trouble = "" if self.link.last_error is None else f"; reads wait: {self.link.last_error}"
+        return f"{self.tree.file_count} files of {self.config.source} at {self.config.mountpoint}{trouble}"
 
     def _hidden(self) -> list[str]:
         hidden = self.tree.hidden

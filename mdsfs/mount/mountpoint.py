@@ -41,6 +41,7 @@ DEVICE = Path("/dev/fuse")
 # A living mount answers from memory.
 ANSWER_SECONDS = 5.0
 _MNT_DETACH = 2
+_CAP_SYS_ADMIN = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +138,18 @@ def check_fuse(*, allow_other: bool) -> None:
         raise FuseUnavailableError(f"{DEVICE} is missing: load the fuse module, or give the container that device")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         raise FuseUnavailableError(f"no permission to use {DEVICE}: it must be readable and writable for you")
-    if os.geteuid() == 0:
+    if may_mount():
         return
     if shutil.which("fusermount3") is None:
         raise FuseUnavailableError("fusermount3 is missing, which users need to mount: install the package fuse3")
     if allow_other and not _user_allow_other():
         raise FuseUnavailableError(f"--allow-other needs a line `user_allow_other` in {FUSE_CONF}")
+
+
+def may_mount() -> bool:
+    """Whether we may mount and unmount ourselves: root, or a service with CAP_SYS_ADMIN. Others need fusermount3."""
+    effective = re.search(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) >> _CAP_SYS_ADMIN & 1)
 
 
 def _user_allow_other() -> bool:
@@ -155,7 +162,7 @@ def _user_allow_other() -> bool:
 
 def detach(path: str) -> None:
     """Take a dead or lazily unmounted mount out of the tree at once."""
-    if os.geteuid() == 0:
+    if may_mount():
         _umount2(path, _MNT_DETACH)
         return
     _fusermount("-u", "-z", path)
@@ -172,7 +179,7 @@ def unmount(path: str) -> None:
         detach(path)
         return
     try:
-        if os.geteuid() == 0:
+        if may_mount():
             _umount2(path, 0)
         else:
             _fusermount("-u", path)
