@@ -60,6 +60,14 @@ class Door:
     validate: str | None = None
     publish: str | None = None
 
+    def open(self, client: EngineClient) -> int:
+        """The dataset's number on this connection. Raises EngineError where the source holds none."""
+        opened = client.open(self.url, self.identity, validate=self.validate, publish=self.publish)
+        for each in opened.datasets:
+            if each.kind == "mds" and not each.prefix.strip("/"):
+                return each.dataset
+        raise EngineError(f"{self.url} holds no dataset: expected an index.json there")
+
     @classmethod
     def from_attribute(cls, value: bytes, validate: str | None = None) -> Door:
         """The door that a mount shows in its extended attribute. Raises ValueError or KeyError for anything else."""
@@ -107,14 +115,8 @@ class _Session:
     def __init__(self, door: Door) -> None:
         self.client = door.connect()
         try:
-            opened = self.client.open(door.url, door.identity, validate=door.validate, publish=door.publish)
-            self.dataset = next(
-                each for each in opened.datasets if each.kind == "mds" and not each.prefix.strip("/")
-            ).dataset
+            self.dataset = door.open(self.client)
             attached = self.client.attach(self.dataset)
-        except StopIteration:
-            self.client.close()
-            raise EngineError(f"{door.url} holds no dataset: expected an index.json there") from None
         except BaseException:
             self.client.close()
             raise
@@ -133,7 +135,8 @@ class EngineFolder:
     fetches = True
 
     def __init__(self, door: Door, timeout: float = READ_TIMEOUT) -> None:
-        self._door = door
+        self.door = door
+        self.planned = False  # the engine knows the order and fetches ahead by it
         self._timeout = timeout
         self._session = _Session(door)
         self.tables = self._session.tables
@@ -152,6 +155,22 @@ class EngineFolder:
         if (session := getattr(self, "_session", None)) is not None:
             session.client.close()
 
+    @property
+    def client(self) -> EngineClient:
+        """The connection, living or not."""
+        return self._session.client
+
+    @property
+    def cache_dir(self) -> str:
+        """Which engine this is."""
+        return str(self._session.client.engine["cache_dir"])
+
+    def try_session(self) -> _Session:
+        """The living session, or a new one if an engine answers. Raises what keeps it from that, without waiting."""
+        if self._session.client.closed:
+            self._session = _Session(self.door)
+        return self._session
+
     def open(self, file: int) -> ShardFile:
         """Raises what keeps the file from being read."""
         return _EngineFile(self, file, self.tables.name(file), int(self._sizes[file]))
@@ -164,6 +183,8 @@ class EngineFolder:
 
     def tell(self, file: int, position: int) -> None:
         """A sequential reader has come to here: have the engine fetch what comes next, as far as the window."""
+        if self.planned:
+            return
         told_file, told = max(self._told, (file, position)) if self._told[0] <= file + 64 else (file, position)
         budget = self.window - self._distance(file, position, told_file, told)
         ranges: list[Range] = []
@@ -186,6 +207,8 @@ class EngineFolder:
 
     def prefetch(self, files: Sequence[int]) -> None:
         """Have whole files fetched, in this order, as far as the cache has room to spare; returns at once."""
+        if self.planned:
+            return
         budget = self.window
         ranges: list[Range] = []
         for file in files:
@@ -208,7 +231,7 @@ class EngineFolder:
         pause = 0.02
         while self._session.client.closed:
             try:
-                self._session = _Session(self._door)
+                self._session = _Session(self.door)
             except EngineUnavailableError:
                 # nothing tells that somebody else has started an engine but trying
                 if time.monotonic() + pause > deadline:
@@ -318,7 +341,7 @@ class _EngineFile:
         if left <= 0:
             raise ReadTimeoutError(f"{self.name}: bytes {start} to {stop} did not come in time")
         ahead = stop
-        if self._asked > start:  # a sequential reader: one request for many samples
+        if self._asked > start and not self._folder.planned:  # a sequential reader: one request for many samples
             ahead = min(max(stop, start + self._folder.stride // 4), self.size)
         ranges = [(self._file, start, stop - start)]
         if ahead > stop:

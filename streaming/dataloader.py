@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from streaming.dataset import StreamingDataset
+from streaming.hinting import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,21 +85,25 @@ class StreamingDataLoader(DataLoader[Any]):
         size = self.batch_size
         assert size is not None
         workers = max(self.num_workers, 1)
-        queues = [ids[ids >= 0] for ids in dataset.begin_epoch(workers).reshape(workers, -1)]
+        order = dataset.begin_epoch(workers)
+        queues = [Lane(part).ids for part in order]
         batches = _in_turn(queues, size, drop_last=self.drop_last)
         pin = self.pin_memory and torch.cuda.is_available()
         collate = _collator(dataset)
         window = max((dataset.predownload or 0) // size, 1)
-        waiting: list[NDArray[np.int64]] = []
-        for ids in batches:
-            waiting.append(ids)
-            if len(waiting) <= window:
-                dataset.prefetch(ids)
-                continue
+        waiting: deque[NDArray[np.int64]] = deque()
+        for ids in itertools.islice(batches, window):
             dataset.prefetch(ids)
-            yield _pinned(collate(waiting.pop(0).tolist()), pin)
-        for ids in waiting:
-            yield _pinned(collate(ids.tolist()), pin)
+            waiting.append(ids)
+        for number in itertools.count():
+            for ids in itertools.islice(batches, 1):
+                dataset.prefetch(ids)
+                waiting.append(ids)
+            if not waiting:
+                dataset.finish_epoch(order.shape[1])
+                return
+            dataset.tell_position(number, size, workers)
+            yield _pinned(collate(waiting.popleft().tolist()), pin)
 
     def _get_batch_size(self, batch: Any) -> int:
         """Samples in a batch: a mapping or a sequence of columns has as many as its first column, all else its own."""

@@ -17,6 +17,8 @@ from streaming.array import Array
 from streaming.board import Board
 from streaming.compatibility.arguments import number_abbrev_to_int
 from streaming.compatibility.spellings import DATASET, accept_renamed
+from streaming.engine.hint import HintWorld
+from streaming.hinting import Begun, Hints, Lane, name_of_run
 from streaming.mixing import Mix
 from streaming.order.epoch import epoch_length, rank_order
 from streaming.order.spec import OrderSpec, StreamSpec
@@ -135,6 +137,7 @@ class StreamingDataset(Array, SeenByTorch):
             streams = [_registered(stream_name, {**(stream_config or {}), **defaults})]
         for stream in streams:
             stream.apply_default(defaults)
+        self._name = name_of_run()
         self.streams = list(streams)
         self.num_streams = len(self.streams)
         _check_folders(self.streams)
@@ -176,13 +179,14 @@ class StreamingDataset(Array, SeenByTorch):
             self.streams, cache_limit=self.cache_limit, views=self.zero_copy, allow_unsafe_types=self.allow_unsafe_types
         )
         self._read = self._mix.reader()
+        self._hints = Hints(self._name, self._mix.parts)
         self.num_samples = self._mix.num_samples
         self._plain = type(self).get_item is StreamingDataset.get_item
         self._plain = self._plain and type(self).__getitem__ is StreamingDataset.__getitem__
 
     def __getstate__(self) -> dict[str, Any]:
         # a spawned worker has no process group to ask
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_mix", "_read")}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_mix", "_read", "_hints")}
         world = self._place()
         return state | {"_rank_given": (world.rank, world.num_ranks, world.ranks_per_node)}
 
@@ -228,6 +232,17 @@ class StreamingDataset(Array, SeenByTorch):
     def num_ranks(self) -> int:
         """Ranks that see different samples."""
         return self._world().num_ranks
+
+    def finish_epoch(self, batches: int) -> None:
+        """Say that all of the epoch's batches are read, so many of each worker."""
+        self._hints.finish(batches)
+
+    def tell_position(self, batches: int, size: int, workers: int) -> None:
+        """Say that so many batches of `size` samples are read, by this process for all workers of its rank in turn."""
+        if self._hints:
+            read = [(batches - worker + workers - 1) // workers for worker in range(workers)]
+            own = self.batch_size or 1
+            self._hints.position([(worker, count * size // own) for worker, count in enumerate(read)])
 
     def prefetch(self, ids: Any) -> None:
         """Have the shards of these samples fetched, in the order in which they come up; returns at once."""
@@ -316,18 +331,38 @@ class StreamingDataset(Array, SeenByTorch):
             world = World(world.num_nodes, world.ranks_per_node, workers, world.rank * workers)
         epoch, state = self._board.begin()
         self._settle(world, state)
-        return rank_order(self._spec(), world, epoch, (state or {}).get("sample_in_epoch") or 0)
+        drop = (state or {}).get("sample_in_epoch") or 0
+        spec = self._spec()
+        found = self._hints.begin(self._begun(spec, world, epoch, drop, every_worker=workers is not None))
+        return rank_order(spec, world, epoch, drop) if found is None else found
+
+    def _begun(self, spec: OrderSpec, world: World, epoch: int, drop: int, *, every_worker: bool) -> Begun:
+        """What an engine is told: which ranks are on this host, and which of their lanes are this process's."""
+        place = self._place()
+        node = place.rank // place.ranks_per_node
+        same = self.replication or 1
+        first = node * place.ranks_per_node // same
+        last = ((node + 1) * place.ranks_per_node - 1) // same
+        here = HintWorld(world.num_nodes, world.ranks_per_node, world.workers_per_rank, first, last - first + 1)
+        lanes = range(world.workers_per_rank) if every_worker else [world.worker_of_rank]
+        return Begun(spec, here, epoch, drop, world.rank - first, lanes)
 
     def __iter__(self) -> Iterator[Any]:
         """The samples of this rank and worker in the next epoch, or in the rest of the one that was resumed."""
-        ids = self.begin_epoch()[self._world().worker_of_rank].reshape(-1)
-        ids = ids[ids >= 0]
-        ahead = max(self.predownload or 0, 1)
+        worker = self._world().worker_of_rank
+        lane = Lane(self.begin_epoch()[worker])
+        ids, ahead = lane.ids, max(self.predownload or 0, 1)
+        step = min(lane.stride, ahead) if self._hints else ahead
         read = self._read if self._plain else self._hook()
-        for at in range(0, len(ids), ahead):
-            self._mix.prefetch(ids[at + ahead : at + 2 * ahead] if at else ids[: 2 * ahead])
-            for sample_id in ids[at : at + ahead].tolist():
+        fetched = 0
+        for at in range(0, len(ids), step):
+            if at >= fetched:
+                self._mix.prefetch(ids[at + ahead : at + 2 * ahead] if at else ids[: 2 * ahead])
+                fetched = at + ahead
+            self._hints.position([(worker, lane.batch_at(at))])
+            for sample_id in ids[at : at + step].tolist():
                 yield read(sample_id)
+        self._hints.finish(lane.batches)
 
     def _hook(self) -> Any:
         overridden = type(self).__getitem__ is not StreamingDataset.__getitem__

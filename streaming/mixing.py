@@ -86,6 +86,11 @@ class Mix:
         self.num_samples = int(self.samples_per_stream.sum())
         self.num_shards = int(self.shards_per_stream.sum())
 
+    @property
+    def parts(self) -> Sequence[Shards]:
+        """The shards of each stream."""
+        return self._parts
+
     @cached_property
     def samples_per_shard(self) -> NDArray[np.int64]:
         """int64 (shards,)."""
