@@ -117,7 +117,7 @@ class Fetcher:
 
     def _prepare(self, url: str, options: dict[str, Any]) -> None:
         with contextlib.suppress(StreamingError):  # the first job will hear it again, and tell
-            self._remotes.get(url, options).prepare()
+            self._remotes.get(url, options).prepare()  # of its bucket: datasets below the URL share it
 
     # ---- threads -----------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from streaming.remote import RemoteOptions, open_remote
 
 from .catalog import index_source
 from .dataset import Dataset
+from .keeping import fit_pins
 from .options import LEAST_DATA
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Sources:
                 continue
             for file in dataset.folder.state.dirty_files():
                 await self._cache.repair(dataset, file)
+        await fit_pins(self._cache)
         if not await self._cache.make_free(0):
             used = self._cache.ledger.used * BLOCK
             raise CacheLimitError(
@@ -174,6 +176,13 @@ class Sources:
             if not any(key[0] == url for key in self._open):
                 del self._identities[url]
 
+    def identity_of(self, dataset: Dataset) -> dict[str, Any]:
+        """As whom a dataset is read now, else as whom it was when its folder was made."""
+        for (url, _, _), source in self._open.items():
+            if dataset in source.datasets:
+                return self._identities[url]
+        return dataset.folder.info.identity
+
     @contextlib.asynccontextmanager
     async def _alone(self, url: str) -> AsyncIterator[None]:
         """One `open` of a URL at a time: the second one finds what the first one has indexed."""
@@ -201,6 +210,8 @@ class Sources:
         options = RemoteOptions.from_identity(identity)
         claim = f"indexing {url}"
         datasets: list[Dataset] = []
+        # while the indexer is at work: finding credentials takes a fetcher as long as it
+        await self._fills.pool.prepare(url, options)
         try:
             indexed = await index_source(
                 self._store,
@@ -237,14 +248,17 @@ class Sources:
         folder = Path(publish) / info.prefix if publish else None
         dataset = await self._load(info.id, folder)
         dataset.remote_options = options
-        await self._fills.pool.prepare(dataset.url, options)
         return dataset
 
     async def _admit(self, found: OpenSource, *, shard_level: bool) -> None:
         """Whether the limit allows these datasets beside the others in use; raises the figure that it should have."""
         in_use = self._in_use()
         if in_use * BLOCK + LEAST_DATA > self._cache.ledger.limit * BLOCK:
-            others = in_use - sum(self._cache.fixed_of(each) for each in found.datasets if each.users == 1)
+            others = in_use - sum(
+                self._cache.fixed_of(each)
+                for each in found.datasets
+                if each.users == 1 and not self._cache.pins.of(each.number)
+            )
             raise self._too_small(found.datasets[0].url, in_use, others)
         if not await self._cache.make_free(0):
             raise CacheLimitError(
@@ -255,8 +269,12 @@ class Sources:
                 await self._require_shard_level(dataset)
 
     def _in_use(self) -> int:
-        """Blocks that index and tables of the datasets in use take."""
-        return sum(self._cache.fixed_of(each) for each in self._cache.datasets.values() if each.users)
+        """Blocks that index and tables of the datasets in use, or with pins, take."""
+        return sum(self._cache.fixed_of(each) for each in self._cache.datasets.values() if self._stays(each))
+
+    def _stays(self, dataset: Dataset) -> bool:
+        """Whether a dataset's folder can't go: somebody has it open, or has pinned something of it."""
+        return bool(dataset.users or self._cache.pins.of(dataset.number))
 
     def _too_small(self, url: str, needed: int, others: int) -> CacheLimitError:
         least = needed * BLOCK + LEAST_DATA

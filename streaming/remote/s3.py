@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from streaming.errors import (
@@ -33,25 +34,20 @@ _PART = 16 << 20
 _RENEWALS_APART = 5.0
 
 
-class S3Remote(Remote):
-    """A bucket's prefix on any S3-compatible server."""
+class _Access:
+    """The session of a bucket, shared by all its prefixes: credentials are found, and connections opened, once."""
 
-    def __init__(self, url: str, bucket: str, prefix: str, options: RemoteOptions) -> None:
-        super().__init__(url, options)
-        self.bucket = bucket
-        self._prefix = f"{prefix}/" if prefix else ""
+    def __init__(self, bucket: str, options: RemoteOptions) -> None:
+        self._bucket, self._options = bucket, options
         self._session: S3Session | None = None
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._renewed_at = float("-inf")
 
-    # ---- the session ------------------------------------------------------------------------------------------------
-
     def session(self) -> S3Session:
-        """The session of this process; one that was made before a fork is left to the parent."""
+        """See `S3Remote.session`."""
         if self._process != os.getpid():
             self._process, self._lock = os.getpid(), threading.Lock()
-            self.counters.after_fork()
             if self._session is not None:
                 self._session.pool.abandon()
                 self._session = None
@@ -60,8 +56,55 @@ class S3Remote(Remote):
             return session
         with self._lock:
             if self._session is None:
-                self._session = S3Session(self.bucket, self.options, None, None)
+                self._session = S3Session(self._bucket, self._options, None, None)
             return self._session
+
+    def renew(self, old: S3Session, region: str | None) -> bool:
+        """See `S3Remote.renew`."""
+        with self._lock:
+            if self._session is not old:
+                return True
+            now = time.monotonic()
+            if region is None:
+                if now - self._renewed_at < _RENEWALS_APART:
+                    return False
+                self._renewed_at = now
+            pool = old.pool if region is None else None
+            self._session = S3Session(self._bucket, self._options, region or old.region, pool)
+            return True
+
+
+# Only as long as somebody uses it: who opens the bucket again later has credentials read anew.
+_accesses: weakref.WeakValueDictionary[tuple[object, ...], _Access] = weakref.WeakValueDictionary()
+
+
+def _access(bucket: str, options: RemoteOptions) -> _Access:
+    # two threads may make one each at the same time: the later one is shared from then on
+    key = (bucket, options, *options.identity(f"s3://{bucket}").values())
+    found = _accesses.get(key)
+    if found is None:
+        found = _accesses[key] = _Access(bucket, options)
+    return found
+
+
+class S3Remote(Remote):
+    """A bucket's prefix on any S3-compatible server."""
+
+    def __init__(self, url: str, bucket: str, prefix: str, options: RemoteOptions) -> None:
+        super().__init__(url, options)
+        self.bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._access = _access(bucket, options)
+        self._process = os.getpid()
+
+    # ---- the session ------------------------------------------------------------------------------------------------
+
+    def session(self) -> S3Session:
+        """The session of this process; one that was made before a fork is left to the parent."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self.counters.after_fork()
+        return self._access.session()
 
     def prepare(self) -> None:
         """Import boto3 and find credentials and endpoint: a third of a second that a first read need not wait for."""
@@ -72,17 +115,7 @@ class S3Remote(Remote):
 
         False when credentials were read anew a moment ago: those that are simply wrong would cost that at each request.
         """
-        with self._lock:
-            if self._session is not old:
-                return True
-            now = time.monotonic()
-            if region is None:
-                if now - self._renewed_at < _RENEWALS_APART:
-                    return False
-                self._renewed_at = now
-            pool = old.pool if region is None else None
-            self._session = S3Session(self.bucket, self.options, region or old.region, pool)
-            return True
+        return self._access.renew(old, region)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
