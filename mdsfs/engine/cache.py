@@ -19,10 +19,11 @@ from mdsfs.metrics.timings import Timings
 from streaming.engine.residency import BLOCK
 
 from .ledger import Ledger, chunk_blocks
+from .pins import Pins
 from .policy import LeastRecentlyUsed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
@@ -67,6 +68,7 @@ class Cache:
     def __init__(self, limit: int, timings: Timings | None = None) -> None:
         self.timings = timings or Timings()
         self.ledger = Ledger(limit)
+        self.pins = Pins()
         self.policy = LeastRecentlyUsed()
         self.chunk = chunk_blocks(limit)
         self.datasets: dict[int, Dataset] = {}
@@ -106,13 +108,17 @@ class Cache:
                 self._unheld.pop(cell).set()
 
     def touch(self, dataset: Dataset, file: int, first: int, count: int) -> None:
-        """Blocks were used."""
+        """Blocks were used. Those of a pinned file are no business of the policy: it would offer them for ever."""
+        if self.pins.has(dataset.number, file):
+            return
         for chunk in dataset.chunks(file, first, count):
             self.policy.touch(chunk)
 
     def touch_resident(self, dataset: Dataset, file: int, offset: int) -> None:
         """Somebody has read there without asking; says nothing where nothing is resident any more."""
         first = offset // BLOCK
+        if self.pins.has(dataset.number, file):
+            return
         for chunk in dataset.chunks(file, first, 1):
             if dataset.residency.count(file, *dataset.chunk_run(file, chunk[2])):
                 self.policy.touch(chunk)
@@ -183,10 +189,43 @@ class Cache:
         run = dataset.chunk_run(file, index)
         cells = dataset.cells(file, *run)
         busy = dataset.work[file].busy if file in dataset.work else {}
+        if self.pins.has(dataset.number, file):
+            return None
         if any(self.ledger.is_held(cell) or cell in busy for cell in cells):
             return None
         runs = list(dataset.residency.runs(file, *run, present=True))
         return _Victim(dataset, file, index, runs, cells) if runs else None
+
+    async def evict_file(self, dataset: Dataset, file: int) -> str | None:
+        """Take all of a file away because somebody asks for it; None when it has gone, else why all of it stays."""
+        if self.pins.has(dataset.number, file):
+            return "pinned"
+        if file in dataset.work and dataset.work[file].flights:
+            return "being fetched"
+        victims = []
+        for index in range(-(-dataset.blocks(file) // dataset.grain(file))):
+            if (victim := self._victim(dataset, file, index)) is not None:
+                victims.append(victim)
+            elif dataset.residency.count(file, *dataset.chunk_run(file, index)):
+                return "held by a reader"
+        if victims:
+            await self._evict(victims)
+        return "in use by a reader" if self.ledger.resident_of(dataset.number, file) else None
+
+    def pin(self, dataset: Dataset, files: Collection[int]) -> None:
+        """These files stay from now on."""
+        self.pins.add(dataset, files)
+        for file in files:
+            for chunk in dataset.chunks(file, 0, dataset.blocks(file)):
+                self.policy.forget(chunk)
+            self.policy.forget_file((dataset.number, file))
+
+    def unpin(self, dataset: Dataset, files: Collection[int]) -> None:
+        """These may go again; they were all used a moment ago, as far as is known."""
+        self.pins.remove(dataset, files)
+        for file in files:
+            for first, count in dataset.residency.extents(file):
+                self.touch(dataset, file, first, count)
 
     async def _evict(self, victims: list[_Victim]) -> None:
         for victim in victims:
@@ -221,7 +260,7 @@ class Cache:
             for first, count in victim.runs:
                 dataset.residency.set_blocks(file, first, count)
             self._pinned[dataset.number, file] = (trio.current_time() + PINNED_FOR, victim.blocks)
-            self.policy.touch(victim.chunk)
+            self.touch(dataset, file, *dataset.chunk_run(file, victim.index))
         if not self.ledger.resident_of(dataset.number, file):
             self.policy.forget_file((dataset.number, file))
             dataset.residency.free_pages(file)
@@ -334,7 +373,9 @@ class Cache:
         self.datasets[number] = dataset
         self.ledger.set_fixed(_fixed_name(number), fixed_blocks)
         self.ledger.add_dataset(number, dataset.residency.resident_blocks(), dataset.bitmap_pages())
-        self.policy.adopt(number, self.ledger.files_with_blocks(number))
+        self.pins.load(dataset)
+        kept = self.pins.of(number)
+        self.policy.adopt(number, (file for file in self.ledger.files_with_blocks(number) if file not in kept))
 
     def fixed_of(self, dataset: Dataset) -> int:
         """What the folder costs beside its files."""
@@ -343,11 +384,21 @@ class Cache:
     async def _remove_idle_folder(self) -> bool:
         """Remove one folder that nobody uses and of which no file is left; True if there was one."""
         for dataset in self.datasets.values():
-            idle = not dataset.users and not dataset.work and not dataset.kept
-            if idle and not self.ledger.dataset_resident(dataset.number):
+            if not dataset.kept and self.is_idle(dataset):
                 break
         else:
             return False
+        await self.remove(dataset)
+        return True
+
+    def is_idle(self, dataset: Dataset) -> bool:
+        """Whether nobody uses a folder, and nothing is in it that is there, or must be."""
+        number = dataset.number
+        in_use = dataset.users or dataset.work or dataset.removed or self.pins.of(number)
+        return not in_use and not self.ledger.dataset_resident(number)
+
+    async def remove(self, dataset: Dataset) -> None:
+        """Remove an idle folder, unless a reader of an earlier engine has a pin in it: then it is `kept`."""
         del self.datasets[dataset.number]
         dataset.removed = trio.Event()
         try:
@@ -360,11 +411,11 @@ class Cache:
                 self._forget(dataset)
             event, dataset.removed = dataset.removed, None
             event.set()
-        return True
 
     def _forget(self, dataset: Dataset) -> None:
         log.info("removed dataset=%d url=%s", dataset.number, dataset.url)
         dataset.residency.close()
+        self.pins.forget(dataset.number)
         self.ledger.remove_dataset(dataset.number)
         self.ledger.set_fixed(_fixed_name(dataset.number), 0)
         self.on_removed(dataset)

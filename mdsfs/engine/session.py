@@ -33,6 +33,7 @@ from streaming.errors import (
 from . import fields
 from .connection import Connection, PeerGone
 from .counters import Activity
+from .keeping import ACTS
 from .membership import Begun, Membership
 from .wants import WantedRange
 from .widen import Widener
@@ -148,7 +149,7 @@ class Session:
             if self.kind is None and op != "hello":
                 raise ProtocolError("hello comes first")
             self._current = op, time.perf_counter()
-            getattr(self, f"_op_{op}")(number, request)
+            getattr(self, f"_op_{op}", self._keep)(number, request)
             if number not in self._running:
                 self._time(*self._current)
         except StreamingError as error:
@@ -424,6 +425,17 @@ class Session:
     def _op_state(self, number: int, request: dict[str, Any]) -> None:
         opened, file = self._file(request)
         self._answer(number, self._engine.file_state(opened.dataset, file))
+
+    def _keep(self, number: int, request: dict[str, Any]) -> None:
+        """What commands ask of the cache as a whole."""
+        op = request["op"]
+        if op != "files" and not self.peer.is_master:
+            raise EngineRefusedError(f"{op}: only for the engine's own user and root")
+
+        async def work() -> None:
+            self._answer(number, *await ACTS[op](self._engine, request))
+
+        self._run(number, work)
 
     def _op_register(self, number: int, request: dict[str, Any]) -> None:
         if len(self.mounts) >= MAX_DATASETS:

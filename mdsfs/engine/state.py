@@ -11,6 +11,7 @@ Records are changed by `pwrite`, never through a mapping: on a full disk that is
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import threading
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from streaming.errors import CacheDirectoryError
+
 from .disk import data_runs, writing
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["LEVELS", "FileState", "StateTable", "boot_id", "table_size"]
+__all__ = ["LEVELS", "FileState", "StateTable", "boot_id", "file_state", "map_records", "table_size"]
 
 Verdict = Literal["ok", "rehash", "drop"]
 Level = Literal["none", "transport", "frame", "shard"]
@@ -48,18 +51,22 @@ RECORD = np.dtype(
         ("etag", "S144"),
     ]
 )
-_DIRTY, _COMPLETE, _UNPINNED, _PUBLISHED, _USED = 1, 2, 4, 8, 128
+_DIRTY, _COMPLETE, _UNPINNED, _PUBLISHED, _KEPT, _USED = 1, 2, 4, 8, 16, 128
 _PAGE = 4096
 _MAGIC = b"MDSSTATE1"
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """One record. `complete`: every byte was there. `own_hash`: `name:hexdigest` of the raw bytes, if we made one."""
+    """One record. `complete`: every byte was there. `own_hash`: `name:hexdigest` of the raw bytes, if we made one.
+
+    `kept`: somebody has pinned the file, whatever is there of it.
+    """
 
     dirty: bool = False
     complete: bool = False
     published: bool = False
+    kept: bool = False
     level: Level = "none"
     etag: str | None = None
     own_hash: str | None = None
@@ -102,16 +109,7 @@ class StateTable:
 
     def get(self, n: int) -> FileState:
         """What the record says; all defaults for a file that was never filled."""
-        record = self._read(n)
-        flags = int(record["flags"])
-        return FileState(
-            dirty=bool(flags & _DIRTY),
-            complete=bool(flags & _COMPLETE),
-            published=bool(flags & _PUBLISHED),
-            level=LEVELS[min(int(record["level"]), len(LEVELS) - 1)],
-            etag=record["etag"].item().decode("utf-8", "replace") or None,
-            own_hash=record["own_hash"].item().decode("ascii", "replace") or None,
-        )
+        return file_state(self._read(n))
 
     def check(self, n: int, found: os.stat_result | None, hashes: Mapping[str, str]) -> Verdict:
         """Whether this file's bytes may be served: as they are, after hashing all of it, or not at all.
@@ -141,7 +139,15 @@ class StateTable:
         self._known.discard(n)
 
     def dirty_files(self) -> list[int]:
-        """Files that a killed engine was writing into; reads what was ever written of the table, not all of it."""
+        """Files that a killed engine was writing into."""
+        return self._flagged(_DIRTY)
+
+    def kept_files(self) -> list[int]:
+        """Files that are pinned."""
+        return self._flagged(_KEPT)
+
+    def _flagged(self, flag: int) -> list[int]:
+        """Files with this flag; reads what was ever written of the table, not all of it."""
         found: list[int] = []
         at, end = _PAGE, _PAGE + self.files * RECORD.itemsize
         for begin, stop in data_runs(self._fd, at, end):
@@ -150,7 +156,7 @@ class StateTable:
             records = np.frombuffer(
                 os.pread(self._fd, count * RECORD.itemsize, _PAGE + first * RECORD.itemsize), RECORD
             )
-            found.extend((first + np.flatnonzero(records["flags"] & _DIRTY)).tolist())
+            found.extend((first + np.flatnonzero(records["flags"] & flag)).tolist())
         return found
 
     def is_same_file(self, n: int, found: os.stat_result) -> bool:
@@ -220,14 +226,21 @@ class StateTable:
             self._known.add(n)
 
     def clear(self, n: int) -> None:
-        """Nothing of the file is left: forget all but the version of its object, which stays pinned."""
+        """Nothing of the file is left: forget all but the version of its object, and that it is to be kept."""
         with self._lock:
             record, old = np.zeros((), RECORD), self._read(n)
-            record["etag"], record["flags"] = old["etag"], int(old["flags"]) & _UNPINNED
+            record["etag"], record["flags"] = old["etag"], int(old["flags"]) & (_UNPINNED | _KEPT)
             if n in self._open_fills:
                 record["flags"] = int(record["flags"]) | _DIRTY | _USED
             self._write(n, record)
             self._known.add(n)
+
+    def keep(self, n: int, *, kept: bool) -> None:
+        """Note that somebody has pinned the file, or unpinned it."""
+        with self._lock:
+            record = self._read(n)
+            record["flags"] = _with(int(record["flags"]), _KEPT, kept)
+            self._write(n, record)
 
     # ---- records -----------------------------------------------------------------------------------------------------
 
@@ -240,6 +253,27 @@ class StateTable:
     def _write(self, n: int, record: NDArray[Any]) -> None:
         with writing(self.path):
             os.pwrite(self._fd, record.tobytes(), _PAGE + n * RECORD.itemsize)
+
+
+def file_state(record: Any) -> FileState:
+    """What a record of the table says."""
+    flags = int(record["flags"])
+    return FileState(
+        dirty=bool(flags & _DIRTY),
+        complete=bool(flags & _COMPLETE),
+        published=bool(flags & _PUBLISHED),
+        kept=bool(flags & _KEPT),
+        level=LEVELS[min(int(record["level"]), len(LEVELS) - 1)],
+        etag=record["etag"].item().decode("utf-8", "replace") or None,
+        own_hash=record["own_hash"].item().decode("ascii", "replace") or None,
+    )
+
+
+def map_records(fd: int, files: int) -> NDArray[Any]:
+    """All records of a table that somebody else may be changing, mapped: for whoever only looks."""
+    if os.fstat(fd).st_size != table_size(files):
+        raise CacheDirectoryError(f"a state table does not fit its dataset of {files} files: restart the engine")
+    return np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ), RECORD, files, _PAGE)
 
 
 def _with(flags: int, bit: int, on: bool | None) -> int:

@@ -441,6 +441,15 @@ class EngineClient:
         finally:
             os.close(fds[0])
 
+    def ask(
+        self, op: str, *, fds: tuple[int, int] = (0, 0), timeout: float = REPLY_TIMEOUT, **fields: Any
+    ) -> tuple[dict[str, Any], list[int]]:
+        """An operation of PROTOCOL.md that has no method here: its answer, and as many descriptors as `fds` allows.
+
+        The descriptors are the caller's.
+        """
+        return self._call({"op": op, **fields}, timeout, fds=fds)
+
     def stop(self) -> None:
         """Ask the engine to end."""
         self._call({"op": "stop"})
