@@ -10,14 +10,23 @@ from mdsfs.config.layers import check_positionals, is_layered, keys_of, parse_la
 from mdsfs.errors import UsageError
 from streaming.errors import StreamingError
 
-from . import config, engine, mount, repack, status, umount
+from . import config, doctor, engine, mount, repack, status, top, umount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["EXIT_CODES", "Parser", "build_parser", "layered_parsers", "main"]
 
-COMMANDS = {"mount": mount, "umount": umount, "status": status, "engine": engine, "config": config, "repack": repack}
+COMMANDS = {
+    "mount": mount,
+    "umount": umount,
+    "status": status,
+    "top": top,
+    "doctor": doctor,
+    "engine": engine,
+    "config": config,
+    "repack": repack,
+}
 
 EXIT_CODES = """\
 exit codes:

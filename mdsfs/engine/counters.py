@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 from mdsfs.metrics.timings import checked_series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from .dataset import Dataset
     from .ledger import Ledger
@@ -39,8 +40,9 @@ class Activity:
     hits: int = 0
     """Of these, answered from the cache at once."""
     waiting: int = 0
-    waited: float = 0.0
-    """Seconds that wants have waited in all."""
+    ended: float = 0.0
+    begun: float = 0.0
+    """Sums of the clock at the beginnings and the ends of waits; what waits now has a beginning only."""
     wanted_bytes: int = 0
     touched: int = 0
     """Pieces that were read from the cache without asking."""
@@ -48,6 +50,22 @@ class Activity:
     """Dataset, file and offset of the last want."""
     reported: dict[str, int] = field(default_factory=dict)
     timings: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def wait(self) -> Iterator[None]:
+        """While the block runs, one want of this client waits."""
+        self.waiting += 1
+        self.begun += time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            self.ended += time.perf_counter()
+
+    @property
+    def waited(self) -> float:
+        """Seconds that wants have waited in all, those that still wait included."""
+        return max(0.0, self.ended + self.waiting * time.perf_counter() - self.begun)
 
     def note(self, dataset: Dataset, ranges: Iterable[tuple[int, int, int]]) -> None:
         """A want for these ranges [file, start, stop] has come."""

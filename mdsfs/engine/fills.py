@@ -345,14 +345,16 @@ class Fills:
         self.in_flight -= flight.count
         if error is not None:
             self.failed += 1
-            log.warning(
+            told = self.pool.health.is_told(error)
+            log.log(
+                logging.INFO if told else logging.WARNING,
                 "fill failed: dataset=%d file=%d bytes=%d-%d: %s",
                 dataset.number,
                 file,
                 flight.start,
                 flight.stop,
                 error,
-                extra={"event": "fill-failed", "subject": dataset.url},
+                extra={} if told else {"event": "fill-failed", "subject": dataset.url},
             )
         arrived = flight.frontier if flight.visible else flight.start
         # those who lack a block that only its frames touch wait for it too

@@ -101,6 +101,11 @@ class Health:
                 self.failed(what, url, str(error))
                 return
 
+    @staticmethod
+    def is_told(error: StreamingError) -> bool:
+        """Whether this failure of a fetch is one that `not_fetched` tells as a trouble."""
+        return isinstance(error, tuple(kind for kind, _ in _KINDS))
+
     def snapshot(self) -> list[dict[str, Any]]:
         """The present troubles, oldest first."""
         return [asdict(each) for each in self._troubles.values()]

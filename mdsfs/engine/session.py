@@ -334,16 +334,10 @@ class Session:
         return found
 
     async def _want(self, number: int, opened: _Opened, wanted: list[WantedRange], patience: float) -> None:
-        begun = time.perf_counter()
-        self.activity.waiting += 1
-        try:
-            with trio.move_on_after(patience):
-                claim = await self._engine.wants.claim(opened.dataset, wanted)
-                self._grant(number, claim)
-                return
-        finally:
-            self.activity.waiting -= 1
-            self.activity.waited += time.perf_counter() - begun
+        with self.activity.wait(), trio.move_on_after(patience):
+            claim = await self._engine.wants.claim(opened.dataset, wanted)
+            self._grant(number, claim)
+            return
         raise ReadTimeoutError(f"not fetched within {patience:g} s: {_named(opened.dataset, wanted)}")
 
     def _grant(self, number: int, claim: Claim) -> None:

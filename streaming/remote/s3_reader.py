@@ -330,7 +330,9 @@ class S3RangeReader(RangeReader):
             )
         if isinstance(error, TimeoutError):
             return ReadTimeoutError(f"{self._place}: the server was silent for too long; try again later")
-        return RemoteError(f"{self._place}: the connection kept breaking ({error or type(error).__name__})")
+        return EndpointUnreachableError(
+            f"{self._place}: the connection kept breaking ({error or type(error).__name__}); check the network"
+        )
 
     # ---- the connection ---------------------------------------------------------------------------------------------
 
