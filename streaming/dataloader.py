@@ -62,7 +62,13 @@ class StreamingDataLoader(DataLoader[Any]):
         if queue is not None:
             with contextlib.suppress(OSError):  # more than a user may have: it stays as it is
                 fcntl.fcntl(queue._reader.fileno(), fcntl.F_SETPIPE_SZ, PIPE)
-        return batches  # type: ignore[no-any-return]
+        try:
+            yield from batches
+        except Exception:
+            # left to the garbage collector, which takes their queues away first, each worker takes five seconds to end
+            if queue is not None and not self.persistent_workers:
+                batches._shutdown_workers()
+            raise
 
     def _gathers(self) -> bool:
         dataset: Any = self.dataset

@@ -217,7 +217,7 @@ class ProtocolError(EngineError):
 def _tree(cls: type[StreamingError]) -> dict[str, type[StreamingError]]:
     found = {cls.code: cls}
     for child in cls.__subclasses__():
-        found.update(_tree(child))
+        found = _tree(child) | found  # a class without a code of its own is no kind that crosses the socket
     return found
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from streaming import sources
 from streaming.engine.client import EngineClient
 from streaming.errors import EngineError
 
@@ -27,3 +28,9 @@ def cache(tmp_path: Path) -> Iterator[Path]:
         client.stop()
         assert select.select([ended], [], [], 30)[0]
         os.close(ended)
+
+
+@pytest.fixture
+def without_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mount says where its engine is, as behind a mount of another kind."""
+    monkeypatch.setattr(sources, "ENGINE_ATTRIBUTE", "user.mdsfs.nowhere")
