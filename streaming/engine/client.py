@@ -230,7 +230,7 @@ class EngineClient:
             raise EngineUnavailableError(
                 f"no engine runs for {cache_dir}: start one with mdsfs engine --cache-dir {cache_dir}"
             )
-        with _starting(path):
+        with _starting(cache_dir):
             return cls._connect_or_spawn(path, spawn, client)
 
     @classmethod
@@ -585,10 +585,10 @@ def _existing_socket(cache_dir: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def _starting(path: Path) -> Iterator[None]:
+def _starting(cache_dir: str | os.PathLike[str]) -> Iterator[None]:
     """One starter at a time per cache directory; the others wait here and then find the engine."""
     prepare_runtime_directory()
-    fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(cache_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # itself the lock: no file is left behind
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
