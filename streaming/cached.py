@@ -46,6 +46,8 @@ RANGES = 1024
 # The engine counts use by stretches of a file, and hears of so many with a request.
 TOUCH = 1 << 20
 TOUCHED = 512
+# How much further than it needs a sequential reader looks into the table at once.
+LOOK = 256 << 10
 # How long a read waits for bytes that are not in the cache.
 READ_TIMEOUT = 120.0
 
@@ -272,6 +274,7 @@ class _EngineFile:
         finally:
             os.close(opened.fd)
         self._session = session
+        self._known = (-1, 0, 0)  # at this generation, what lies between these offsets was found resident
         self.guard = _Guard(session.generations, self._file, -1)
         if opened.direct:  # the source's own file, which the engine neither fills nor takes away
             self.guard.whole[0] = session.generations[self._file]
@@ -300,23 +303,34 @@ class _EngineFile:
         folder, guard = self._folder, self.guard
         if folder.stride and guard.whole[0] != guard.generations[self._file]:
             folder.tell(self._file, start)
-        self._asked = start + max(folder.stride // 4, 1)
+        self._asked = start + max(folder.stride // 2, 1)
 
     def _copy(self, start: int, stop: int) -> bytes | None:
         """A copy of these bytes if they are resident."""
         guard, file = self.guard, self._file
         generation = guard.generations[file]
         if generation != guard.whole[0]:
-            residency = self._session.residency
-            if generation & 1 or not residency.is_resident(file, start, stop - start):
+            known = self._known
+            is_known = known[0] == generation and known[1] <= start and stop <= known[2]
+            if not is_known and (generation & 1 or not self._look(generation, start, stop)):
                 return None
             if len(touched := self._folder.touched) < TOUCHED:
                 touched[file, start // TOUCH] = (file, start)
-            # looked at when a reader has come a good deal further, not for each sample
-            if start // BLOCK % 64 == 0 and residency.is_resident(file, 0, self.size):
-                guard.whole[0] = generation
         data: bytes = self.raw[start:stop]
         return data if guard.generations[file] == generation else None
+
+    def _look(self, generation: int, start: int, stop: int) -> bool:
+        """Whether these bytes are resident; what a sequential reader comes to next is looked at with them."""
+        residency, file = self._session.residency, self._file
+        if not residency.is_resident(file, start, stop - start):
+            return False
+        if residency.is_resident(file, 0, self.size):
+            self.guard.whole[0] = generation
+        elif start == self._known[2]:
+            further = min(stop + LOOK, self.size)
+            stop = further if residency.is_resident(file, stop, further - stop) else stop
+        self._known = (generation, start, stop)
+        return True
 
     def _wait(self, start: int, stop: int) -> bytes:
         deadline = self._folder.deadline()
@@ -342,7 +356,7 @@ class _EngineFile:
             raise ReadTimeoutError(f"{self.name}: bytes {start} to {stop} did not come in time")
         ahead = stop
         if self._asked > start and not self._folder.planned:  # a sequential reader: one request for many samples
-            ahead = min(max(stop, start + self._folder.stride // 4), self.size)
+            ahead = min(max(stop, start + self._folder.stride // 2), self.size)
         ranges = [(self._file, start, stop - start)]
         if ahead > stop:
             ranges.append((self._file, stop, ahead - stop))

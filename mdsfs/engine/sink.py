@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["CancelledError", "Sink"]
 
 BLOCK = 4096
-# A report costs the engine some 50 µs: at least this much, and, when more keeps coming, at least this long apart.
+# A report costs the engine some 50 µs: at least this much, and, when more keeps coming, at least this long apart. Where
+# a part of the usual size arrives faster than that, its end is the only report.
 REPORT_BYTES = 1 << 20
-REPORT_SECONDS = 0.02
+REPORT_SECONDS = 0.1
 # One write, hence one piece of page cache. On virtual machines whose hypervisor takes back what is free in large pieces
 # of memory, writes of 128 KiB and more cost ten times as much; elsewhere the smaller ones cost nothing.
 WRITE = 64 << 10
@@ -52,7 +53,7 @@ class Sink:
         self._fenced = False
         self._enough = False
         self._start = self._stop = 0
-        self._last = 0.0
+        self._last = time.monotonic()
         self._etag: str | None = None
 
     def __repr__(self) -> str:
