@@ -74,8 +74,8 @@ class Door:
     def from_attribute(cls, value: bytes, validate: str | None = None) -> Door:
         """The door that a mount shows in its extended attribute. Raises ValueError or KeyError for anything else."""
         found = json.loads(value)
-        if found["protocol"] != 1:
-            raise ValueError(f"engine protocol {found['protocol']}")
+        if not isinstance(found, dict) or found["protocol"] != 1:
+            raise ValueError(f"expected an engine of protocol 1, got {value[:100]!r}")
         socket = str(found["socket"])
         prefix = str(found.get("dataset_prefix") or "").strip("/")
         url = str(found["url"]).rstrip("/") + (f"/{prefix}" if prefix else "")
