@@ -7,6 +7,7 @@ one fill may try again, where the filesystem itself says that it could work.
 from __future__ import annotations
 
 import os
+import tempfile
 from typing import TYPE_CHECKING
 
 import trio
@@ -63,7 +64,16 @@ class CacheDisk:
         except OSError:
             return False
         free = found.f_bfree if os.geteuid() == 0 else found.f_bavail
-        return not found.f_flag & os.ST_RDONLY and free * found.f_frsize >= size + SLACK
+        return free * found.f_frsize >= size + SLACK and self._takes_a_block()
+
+    def _takes_a_block(self) -> bool:
+        # A filesystem that the kernel has shut after an error calls itself writable still.
+        try:
+            with tempfile.TemporaryFile(dir=self._root) as file:
+                os.pwrite(file.fileno(), bytes(4096), 0)
+        except OSError:
+            return False
+        return True
 
     def room(self) -> dict[str, int] | None:
         """Bytes of the filesystem and what is free of them for us; None where it does not say."""

@@ -198,6 +198,10 @@ class Sources:
         known = self._identities.get(url)
         if known is None or _same(known, identity):
             return
+        if _same({**known, "key": None}, {**identity, "key": None}) and _present_key(url, identity) == identity["key"]:
+            # Not another reader: the credentials on the disk were replaced since, and the fetchers find them there too.
+            log.warning("the credentials of %s were replaced", url, extra={"event": "credentials-replaced"})
+            return
         raise EngineRefusedError(
             f"{url} is open here as {_shown(known)}, not as {_shown(identity)}: use the same credentials and options, "
             "or another --cache-dir"
@@ -295,6 +299,12 @@ class Sources:
             record = dataset.folder.state.get(file)
             if record.level != "shard" or not dataset.is_complete(file):
                 await self._fills.retire(dataset, file)
+
+
+def _present_key(url: str, identity: dict[str, Any]) -> str | None:
+    """The key id (hashed) with which the engine itself would read this source now."""
+    key: str | None = RemoteOptions.from_identity(identity).identity(url)["key"]
+    return key
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:

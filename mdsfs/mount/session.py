@@ -18,6 +18,7 @@ import trio
 from streaming.engine.residency import ResidencyReader
 from streaming.errors import ObjectChangedError, ProtocolError
 from streaming.mds.tables import DatasetTables, load_tables
+from streaming.remote.options import RemoteOptions
 
 from .cachefiles import CacheFile, CacheFiles
 
@@ -147,7 +148,8 @@ async def open_session(connection: Connection, source: SourceOptions, descriptor
         "open",
         patience=OPEN_PATIENCE,
         url=source.url,
-        identity=source.identity,
+        # anew, since the credentials on the disk may have been replaced while the mount lived
+        identity=RemoteOptions.from_identity(source.identity).identity(source.url),
         list=True,
         validate=source.validate,
     )

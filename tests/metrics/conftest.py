@@ -1,0 +1,5 @@
+"""Real engines with a metrics server."""
+
+from __future__ import annotations
+
+from tests.engine.conftest import runtime_directory, start  # noqa: F401  # fixtures
