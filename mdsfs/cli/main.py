@@ -10,7 +10,7 @@ from mdsfs.config.layers import check_positionals, is_layered, keys_of, parse_la
 from mdsfs.errors import UsageError
 from streaming.errors import StreamingError
 
-from . import config, doctor, engine, mount, repack, status, top, umount
+from . import cache, config, doctor, engine, ls, mount, repack, status, top, umount, verify, warm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,10 @@ COMMANDS = {
     "doctor": doctor,
     "engine": engine,
     "config": config,
+    "ls": ls,
+    "warm": warm,
+    "cache": cache,
+    "verify": verify,
     "repack": repack,
 }
 

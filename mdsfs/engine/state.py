@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["LEVELS", "FileState", "StateTable", "boot_id", "file_state", "map_records", "table_size"]
+__all__ = ["LEVELS", "FileState", "StateTable", "boot_id", "file_state", "kept_in", "map_records", "table_size"]
 
 Verdict = Literal["ok", "rehash", "drop"]
 Level = Literal["none", "transport", "frame", "shard"]
@@ -274,6 +274,11 @@ def map_records(fd: int, files: int) -> NDArray[Any]:
     if os.fstat(fd).st_size != table_size(files):
         raise CacheDirectoryError(f"a state table does not fit its dataset of {files} files: restart the engine")
     return np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ), RECORD, files, _PAGE)
+
+
+def kept_in(records: NDArray[Any]) -> list[int]:
+    """Which of the records are of pinned files."""
+    return np.flatnonzero(records["flags"] & _KEPT).tolist()
 
 
 def _with(flags: int, bit: int, on: bool | None) -> int:
