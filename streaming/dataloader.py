@@ -97,6 +97,7 @@ class StreamingDataLoader(DataLoader[Any]):
         pin = self.pin_memory and torch.cuda.is_available()
         collate = _collator(dataset)
         window = max((dataset.predownload or 0) // size, 1)
+        pages = dataset.page_watch()
         waiting: deque[NDArray[np.int64]] = deque()
         for ids in itertools.islice(batches, window):
             dataset.prefetch(ids)
@@ -109,6 +110,7 @@ class StreamingDataLoader(DataLoader[Any]):
                 dataset.finish_epoch(order.shape[1])
                 return
             dataset.tell_position(number, size, workers)
+            pages.have_read(size)
             yield _pinned(collate(waiting.popleft().tolist()), pin)
 
     def _get_batch_size(self, batch: Any) -> int:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from streaming.resident import PageWatch
+
 __all__ = ["StreamingDataset"]
 
 
@@ -248,6 +250,10 @@ class StreamingDataset(Array, SeenByTorch):
         """Have the shards of these samples fetched, in the order in which they come up; returns at once."""
         self._mix.prefetch(np.asarray(ids, np.int64))
 
+    def page_watch(self) -> PageWatch:
+        """For whoever iterates beside this class; see `streaming.resident`."""
+        return self._mix.page_watch()
+
     def load_batch(self, ids: Any, columns: Sequence[str] | None = None, out: dict[str, Any] | None = None) -> Any:
         """Samples column by column. See `streaming.gather.load_batch`."""
         return self._mix.load_batch(ids, columns, out)
@@ -354,8 +360,9 @@ class StreamingDataset(Array, SeenByTorch):
         ids, ahead = lane.ids, max(self.predownload or 0, 1)
         step = min(lane.stride, ahead) if self._hints else ahead
         read = self._read if self._plain else self._hook()
-        fetched = 0
+        fetched, pages = 0, self._mix.page_watch()
         for at in range(0, len(ids), step):
+            pages.have_read(step)
             if at >= fetched:
                 self._mix.prefetch(ids[at + ahead : at + 2 * ahead] if at else ids[: 2 * ahead])
                 fetched = at + ahead

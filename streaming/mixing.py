@@ -12,6 +12,7 @@ from streaming.cached import EngineFolder
 from streaming.gather import load_batch
 from streaming.order.spanner import Spanner
 from streaming.reader import Shards, schema_from_json
+from streaming.resident import PageWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -158,6 +159,11 @@ class Mix:
             part, own = self.locate_shard(number)
             if part.folder.fetches:
                 part.prefetch([own])
+
+    def page_watch(self) -> PageWatch:
+        """Keeps what an iteration has mapped within bounds."""
+        total = sum(int(part.tables.files["size"].sum()) for part in self._parts)
+        return PageWatch(total / self.num_samples, lambda: (each for part in self._parts for each in part.maps()))
 
     def close_shard(self, number: int) -> None:
         """Let go of a shard's map."""

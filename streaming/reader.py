@@ -6,6 +6,7 @@ Owns the offsets and which shards are open; where the bytes come from, and wheth
 
 from __future__ import annotations
 
+import mmap
 import resource
 import weakref
 from bisect import bisect_right
@@ -201,6 +202,10 @@ class Shards:
         self._shards.pop(number, None)
         self._in_memory.pop(number, None)
         self._addresses.forget(number)
+
+    def maps(self) -> Iterator[mmap.mmap]:
+        """The maps of the shards that are open."""
+        return (raw for shard in list(self._shards.values()) if isinstance(raw := shard.file.raw, mmap.mmap))
 
     def schema(self, number: int) -> Schema:
         """What a shard's samples are made of."""
