@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 from streaming.errors import ProtocolError
@@ -30,10 +31,23 @@ MAX_FDS = 16
 # JSON nests by recursion: nobody needs more than ranges in a list in an object.
 _MAX_DEPTH = 16
 
+# As plain numbers: the constants of `socket` are enums, of which every `|` takes longer than the call they are for.
+_NO_SIGNAL, _CLOSE_ON_EXEC = int(socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC)
+_CUT_OFF = int(socket.MSG_TRUNC) | int(socket.MSG_CTRUNC)
+
 _FD_SIZE = array.array("i").itemsize
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * _FD_SIZE)
 
 Message = dict[str, Any]
+
+
+class _Received(threading.local):
+    """Each thread's own memory for the packet that it is receiving."""
+
+    buffer: bytearray
+
+
+_received = _Received()
 
 
 def encode(message: Message) -> bytes:
@@ -78,19 +92,25 @@ def send(sock: socket.socket, packet: bytes, fds: Sequence[int] = (), flags: int
     if len(fds) > MAX_FDS:
         raise ProtocolError(f"{len(fds)} descriptors in one packet, expected at most {MAX_FDS}")
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([packet], ancillary, flags | socket.MSG_NOSIGNAL)
+    sock.sendmsg([packet], ancillary, int(flags) | _NO_SIGNAL)
 
 
 def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """One packet and its descriptors (CLOEXEC, now the caller's); `b""` when the other side has closed."""
-    packet, ancillary, message_flags, _ = sock.recvmsg(MAX_PACKET, _ANCILLARY, flags | socket.MSG_CMSG_CLOEXEC)
+    try:
+        buffer: bytearray = _received.buffer
+    except AttributeError:
+        buffer = _received.buffer = bytearray(MAX_PACKET)
+    # into memory that is there: to allocate the largest packet anew would cost more than to receive a usual one
+    size, ancillary, message_flags, _ = sock.recvmsg_into([buffer], _ANCILLARY, int(flags) | _CLOSE_ON_EXEC)
+    packet = bytes(memoryview(buffer)[:size])
     fds: list[int] = []
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers = array.array("i")
             numbers.frombytes(data[: len(data) - len(data) % _FD_SIZE])
             fds.extend(numbers)
-    if message_flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if message_flags & _CUT_OFF:
         close_fds(fds)
         raise ProtocolError("a packet is larger than the protocol allows")
     return packet, fds
