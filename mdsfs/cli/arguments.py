@@ -9,9 +9,13 @@ import os
 import pwd
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mdsfs.errors import UsageError
 from streaming.sizes import parse_size
+
+if TYPE_CHECKING:
+    from mdsfs.mount.ordering import OrderOptions
 
 __all__ = [
     "address",
@@ -20,6 +24,7 @@ __all__ = [
     "expand_mount_options",
     "group",
     "mode",
+    "order",
     "positive_int",
     "seconds",
     "size",
@@ -33,6 +38,8 @@ _SWALLOWED = frozenset(
     | {"nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "norelatime", "strictatime", "lazytime"}
     | {"nolazytime", "async", "nomand", "silent", "loud", "rw"}  # mount(8) hands over `rw` when nobody said `ro`
 )
+# CacheDirectory= of the units in systemd/. Another service's, which a job may inherit, is not ours.
+SERVICE_CACHES = Path("/var/cache/mdsfs-service")
 _REFUSED = frozenset({"suid", "dev", "exec", "sync", "remount", "bind", "rbind", "move"})
 
 
@@ -112,10 +119,21 @@ def mode(text: str) -> int:
     return int(text.removeprefix("0o"), 8) & 0o555
 
 
+def order(text: str) -> OrderOptions:
+    """The order of a reader, as its arguments."""
+    from mdsfs.mount.ordering import parse_order  # numpy is not needed for other commands
+
+    try:
+        return parse_order(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def default_cache_dir() -> Path:
     """Where the cache is unless told otherwise: the user's cache folder, for root the system's."""
-    if given := os.environ.get("CACHE_DIRECTORY"):  # of a systemd unit: it was created for the unit's user
-        return Path(given)
+    given = Path(os.environ.get("CACHE_DIRECTORY", ""))
+    if given.parent == SERVICE_CACHES:  # our unit's: systemd created it for the unit's user
+        return given
     if os.geteuid() == 0:
         return Path("/var/cache/mdsfs")
     chosen = os.environ.get("XDG_CACHE_HOME")

@@ -20,6 +20,7 @@ from .arguments import (
     expand_mount_options,
     group,
     mode,
+    order,
     positive_int,
     seconds,
     size,
@@ -84,6 +85,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     store("--requester-pays", action="store_true")
     store("--threads", metavar="N", type=positive_int, help="parallel requests to the store")
     store("--part-size", metavar="SIZE", type=size, help="bytes of one request for large ranges")
+    cache(
+        "--order",
+        metavar="'KEY=VALUE,…'",
+        type=order,
+        help="how readers read that can't say it: shuffle=true,algo=py1e,seed=9176,batch_size=32,workers=8,…",
+    )
     shown = parser.add_argument_group("what is shown").add_argument
     shown(
         "--allow-other",
@@ -172,6 +179,7 @@ def _config(args: argparse.Namespace) -> MountConfig:
         ),
         validate="shard" if args.verify == "shard" else None,
         read_timeout=args.read_timeout,
+        order=args.order,
         allow_other=args.allow_other,
         spawn=not args.no_spawn,
     )

@@ -107,6 +107,8 @@ class Job:
         self.warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
         self.members: set[Member] = set()
         self.lanes: dict[Lane, dict[Member, Place]] = {}
+        self.begun = 0
+        """The epoch that was begun last."""
         self.lingering = trio.CancelScope()
         self.epochs: dict[int, _Epoch] = {}
 
@@ -255,6 +257,7 @@ class Hints:
                 self._compute(job, epoch, drop)
             else:
                 self._publish(job, epoch, drop, hint.ids)
+        job.begun = epoch
         for lane in list(member.places):
             self._take_away(member, lane)
         self.move(member, epoch, places)
@@ -339,9 +342,7 @@ class Hints:
 
     def _tidy(self, job: Job) -> None:
         """Forget the orders that every reader has left behind."""
-        if not job.positions:
-            return
-        needed = {epoch for epoch, _ in job.positions.values()}
+        needed = {epoch for epoch, _ in job.positions.values()} or {job.begun}
         needed.add(max(needed) + 1)
         gone = [epoch for epoch in job.epochs if epoch not in needed]
         for epoch in gone:

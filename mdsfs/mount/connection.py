@@ -18,6 +18,7 @@ from streaming.errors import EngineUnavailableError, ProtocolError, ReadTimeoutE
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
 __all__ = ["Connection", "Reply"]
 
@@ -85,8 +86,8 @@ class Connection:
         finally:
             self.close(reason)
 
-    async def request(self, op: str, *, patience: float = math.inf, **fields: Any) -> Reply:
-        """Send a request and wait for its answer; an error that the engine answers is raised as itself.
+    async def request(self, op: str, *, patience: float = math.inf, send: Sequence[int] = (), **fields: Any) -> Reply:
+        """Send a request, with descriptors, and wait for its answer; an error that the engine answers is raised.
 
         Raises EngineUnavailableError when the connection ends first and ReadTimeoutError after `patience` seconds. An
         answer that nobody waits for any more is cleaned up: its descriptors are closed, what it holds is released.
@@ -95,7 +96,7 @@ class Connection:
         finished = False
         try:
             with trio.fail_after(patience):
-                await self._send({"id": number, "op": op, **fields})
+                await self._send({"id": number, "op": op, **fields}, send)
                 await pending.answered.wait()
             finished = True
         except trio.TooSlowError:
@@ -121,6 +122,12 @@ class Connection:
         except OSError:
             return  # the connection is gone, and its holds with it
 
+    def tell(self, op: str, **fields: Any) -> None:
+        """Say something of which the engine may miss some: lost where the socket is full, or gone."""
+        if self._ended is None:
+            with contextlib.suppress(OSError):
+                messages.send(self._sock, messages.encode({"op": op, **fields}))
+
     def close(self, reason: str = "the connection was closed") -> None:
         """Wake every waiter with EngineUnavailableError. Idempotent."""
         if self._ended is not None:
@@ -140,7 +147,7 @@ class Connection:
         pending = self._pending[self._last] = _Pending(op)
         return self._last, pending
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         packet = messages.encode(message)
         # The lock keeps waiting senders in order; the packet itself goes out in one call.
         async with self._send_lock:
@@ -148,7 +155,7 @@ class Connection:
                 if self._ended is not None:
                     raise EngineUnavailableError(self._ended)
                 try:
-                    return messages.send(self._sock, packet)
+                    return messages.send(self._sock, packet, fds)
                 except BlockingIOError:
                     with contextlib.suppress(trio.ClosedResourceError):
                         await trio.lowlevel.wait_writable(self._sock)

@@ -192,6 +192,12 @@ class Link:
         session.close(keep=self.known)
         session.withdrawn.set()
 
+    async def next_session(self) -> Session:
+        """The living session, as soon as there is one."""
+        while (session := self._session) is None:
+            await self._ready.wait()
+        return session
+
     async def _session_by(self, deadline: float) -> Session:
         with trio.move_on_at(deadline):
             while True:

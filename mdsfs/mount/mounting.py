@@ -25,6 +25,7 @@ from streaming.errors import StreamingError
 
 from .cachefiles import raise_descriptor_limit
 from .daemon import Outcome
+from .hinting import MountHint
 from .link import Link
 from .mountpoint import mount_at
 from .operations import Handlers, Ownership
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from streaming.engine.spawn import EngineOptions
+
+    from .ordering import OrderOptions
 
 __all__ = ["MountConfig", "serve"]
 
@@ -62,6 +65,7 @@ class MountConfig:
     read_timeout: float = 60.0
     allow_other: bool = False
     spawn: bool = True
+    order: OrderOptions | None = None
     fuse_options: tuple[str, ...] = field(default=())
 
     def mount_options(self) -> set[str]:
@@ -105,12 +109,16 @@ async def _mounted(config: MountConfig, link: Link, ready: Callable[[Outcome], N
     """From the finished tree to the end of the mount."""
     tree = build_tree([_dataset(each) for each in link.known])
     status = StatusDocument(tree, link, config.mountpoint, config.source)
+    hint = _hint(config, link)
     handlers = Handlers(tree, link, config.ownership, status, _engine_attribute(config, link))
+    handlers.watch = hint
     _init(handlers, config)
     unmount = True
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.tell_touched)
+            if hint is not None:
+                nursery.start_soon(hint.run)
             nursery.start_soon(link.report, handlers.report)
             announcing = _Announcing(config, tree, link, status, ready, supervisor)
             nursery.start_soon(announcing.run)
@@ -223,6 +231,17 @@ async def _ended_by_signal(link: Link) -> AsyncIterator[trio.Nursery]:
 
             nursery.start_soon(wait_for_signal)
             yield nursery
+
+
+def _hint(config: MountConfig, link: Link) -> MountHint | None:
+    if config.order is None:
+        return None
+    prefix = config.order.dataset
+    found = [n for n, each in enumerate(link.known) if each.kind == "mds" and each.prefix.strip("/") == prefix]
+    if not found:
+        shown = ", ".join(each.prefix or "." for each in link.known if each.kind == "mds")
+        raise MountpointError(f"--order: no dataset at {prefix or '.'}: expected dataset=… to be one of {shown}")
+    return MountHint(config.order, link, found[0], f"mount {config.mountpoint}"[:150])
 
 
 def _dataset(attached: Attached) -> Dataset:

@@ -31,6 +31,7 @@ from .tree import ROOT, Node, Tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from .hinting import MountHint
     from .status import StatusDocument
 
 __all__ = ["Handlers", "Ownership"]
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 # The tree never changes, so the kernel may believe it for as long as the mount lives.
 FOREVER = 7 * 24 * 3600.0
 MAX_READ = 1 << 20
+SAMPLE_JUMPS = 2
 STATE_PATIENCE = 10.0
 # When a read-ahead fails, the kernel asks for its first page once more before the program hears of it. That second
 # question gets the same answer at once, or every program would wait for two read timeouts.
@@ -68,6 +70,12 @@ class Ownership:
 @dataclass(slots=True)
 class _Handle:
     node: Node
+    thread: int = 0
+    """Who opened it."""
+    after: int = -1
+    """Where the last read ended."""
+    jumps: int = 0
+    """Reads that did not go on where the last one ended."""
     content: bytes | None = None
     errno: int = 0
     errno_until: float = 0.0
@@ -118,6 +126,8 @@ class Handlers(pyfuse3.Operations):
         self._handles: dict[int, _Handle] = {}
         self._last_handle = 0
         self._buffer = memoryview(bytearray(MAX_READ))
+        self.watch: MountHint | None = None
+        """Who wants to know what is opened."""
         self._logged: cachetools.LRUCache[int, str] = cachetools.LRUCache(REMEMBERED_ERRORS)
 
     # ---- names and attributes ----------------------------------------------------------------------------------------
@@ -172,7 +182,8 @@ class Handlers(pyfuse3.Operations):
         """Open for reading; pages outlive the open file, since the content of an inode never changes."""
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             raise pyfuse3.FUSEError(errno.EROFS)
-        handle = _Handle(self._tree.node(inode))
+        handle = _Handle(self._tree.node(inode), ctx.pid)
+        self._watch_open(handle.node, ctx.pid)
         if handle.node.kind == "status":
             handle.content = await self._status.render()
         self._last_handle += 1
@@ -190,6 +201,8 @@ class Handlers(pyfuse3.Operations):
         size = min(size, node.size - off)
         if size <= 0:
             return b""
+        if self.watch is not None:
+            self._watch_read(handle, off, size)
         if node.kind == "index":
             return await self._link.read_index(node.dataset, off, size)
         if handle.errno and trio.current_time() < handle.errno_until:
@@ -258,6 +271,20 @@ class Handlers(pyfuse3.Operations):
             "bytes_read": self.bytes_read,
             "timings": self.timings.snapshot(),
         }
+
+    # ---- readers that say nothing ------------------------------------------------------------------------------------
+
+    def _watch_open(self, node: Node, thread: int) -> None:
+        if (watch := self.watch) is not None and node.kind == "file" and node.dataset == watch.which:
+            watch.opened(thread, node.row)
+
+    def _watch_read(self, handle: _Handle, offset: int, size: int) -> None:
+        """A file that stays open: the first jumps are to the offsets and to a sample, each later one to another."""
+        if offset != handle.after:
+            handle.jumps += 1
+            if handle.jumps > SAMPLE_JUMPS:
+                self._watch_open(handle.node, handle.thread)
+        handle.after = offset + size
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
 
