@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from streaming.errors import StreamingError
 
-__all__ = ["FuseUnavailableError", "MountBusyError", "MountpointError", "UsageError"]
+__all__ = ["FuseUnavailableError", "MountBusyError", "MountpointError", "ServiceError", "UsageError"]
 
 
 class UsageError(StreamingError, ValueError):
@@ -42,3 +42,10 @@ class MountBusyError(StreamingError):
     code = "mount-busy"
     errno: ClassVar[int] = _errno.EBUSY
     exit_code = 10
+
+
+class ServiceError(StreamingError):
+    """A service can't be installed or removed: no systemd, not root, or systemd refuses."""
+
+    code = "service"
+    exit_code = 12

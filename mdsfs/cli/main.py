@@ -10,7 +10,23 @@ from mdsfs.config.layers import check_positionals, is_layered, keys_of, parse_la
 from mdsfs.errors import UsageError
 from streaming.errors import StreamingError
 
-from . import cache, config, doctor, engine, ls, mount, repack, status, top, umount, verify, warm
+from . import (
+    cache,
+    config,
+    doctor,
+    engine,
+    install_service,
+    ls,
+    mount,
+    repack,
+    status,
+    top,
+    tune,
+    umount,
+    uninstall_service,
+    verify,
+    warm,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +46,9 @@ COMMANDS = {
     "cache": cache,
     "verify": verify,
     "repack": repack,
+    "install-service": install_service,
+    "uninstall-service": uninstall_service,
+    "tune": tune,
 }
 
 EXIT_CODES = """\
@@ -39,8 +58,8 @@ exit codes:
   2  usage, or a library that is missing       9  FUSE: no device, no fusermount3, not permitted
   3  nothing under this URL                   10  the mount is in use
   4  credentials refused                      11  the engine: not running, not starting
-  5  the store can't be reached, or fails    130  interrupted
-  6  the dataset is wrong or has changed
+  5  the store can't be reached, or fails     12  systemd: not running, not permitted, or it refuses
+  6  the dataset is wrong or has changed      130  interrupted
 """
 
 

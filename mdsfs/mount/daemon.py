@@ -53,12 +53,17 @@ def _be_daemon(serve: Callable[[Callable[[Outcome], None]], int], writing: int, 
             os.close(writing)
             writing = -1
 
-    os.setsid()
+    def ready(outcome: Outcome) -> None:
+        # Not before: whatever mounts on an automount point must belong to the process group that systemd started,
+        # since everybody else waits there for the mount.
+        os.setsid()
+        tell({"warnings": list(outcome.warnings)})
+
     os.chdir("/")
     os.umask(0o077)
     _redirect(log_file)
     try:
-        return serve(lambda outcome: tell({"warnings": list(outcome.warnings)}))
+        return serve(ready)
     except StreamingError as error:
         tell({"error": to_wire(error)})
         return type(error).exit_code

@@ -104,6 +104,8 @@ def answers(path: str, seconds: float = ANSWER_SECONDS) -> int | None:
 def check_mountpoint(path: str) -> None:
     """Refuse what can't be mounted on; a dead mdsfs mount, left by a daemon that was killed, is cleared away first."""
     entry = find_mount(path)
+    if entry is not None and entry.fstype == "autofs":
+        return  # looking into it would wait for the very mount that we are about to make
     if entry is not None:
         _check_mounted(path, entry)
     try:

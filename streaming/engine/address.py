@@ -13,11 +13,16 @@ from pathlib import Path
 
 from streaming.errors import EngineUnavailableError
 
-__all__ = ["runtime_directory", "socket_path"]
+__all__ = ["SERVICE_DIRECTORY", "runtime_directory", "socket_path"]
+
+# Where engines listen that systemd runs: they have a user of their own, and anybody must be able to find them.
+SERVICE_DIRECTORY = Path("/run/mdsfs-service")
 
 
 def runtime_directory(uid: int | None = None) -> Path:
-    """The folder of this user's engine sockets (not created here)."""
+    """The folder of this user's engine sockets (not created here); a service's is the one that its unit was given."""
+    if uid is None and os.environ.get("RUNTIME_DIRECTORY") == str(SERVICE_DIRECTORY):
+        return SERVICE_DIRECTORY
     uid = os.geteuid() if uid is None else uid
     if uid == 0:
         return Path("/run/mdsfs")
@@ -56,4 +61,8 @@ def check_runtime_directory(folder: Path) -> None:
 def socket_path(cache_dir: str | os.PathLike[str]) -> Path:
     """The socket of the engine that owns, or would own, this existing cache directory."""
     found = os.stat(cache_dir)
-    return runtime_directory() / f"{found.st_dev:x}-{found.st_ino:x}.sock"
+    name = f"{found.st_dev:x}-{found.st_ino:x}.sock"
+    own = runtime_directory() / name
+    # Only root can make that folder, so nobody can pose as the service there.
+    service = SERVICE_DIRECTORY / name
+    return service if service.exists() and not own.exists() else own
