@@ -80,6 +80,8 @@ class Dataset:
     """Nothing below shard level is served: fills publish at their end."""
     whole_only: bool = False
     """A shard's compressed form was found to have no frames: the others have none either."""
+    unrecorded: dict[int, str] = field(default_factory=dict)
+    """Versions that objects are pinned to and that the disk would not take."""
     checked: bytearray = field(init=False)
     """Per file: what an earlier engine left of it has been looked at, and is as it should be."""
     work: dict[int, FileWork] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class Dataset:
 
     def etag(self, file: int) -> str | None:
         """The version that the object is pinned to; None before the first answer about it."""
-        return self.tables.etag(file) or self.folder.state.get(file).etag
+        return self.tables.etag(file) or self.folder.state.get(file).etag or self.unrecorded.get(file)
 
     def blocks(self, file: int) -> int:
         """Blocks of a file as shown."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 from cachetools import LRUCache
 
+from streaming.errors import CacheDirectoryError, CacheFullError
+
 from .jobs import ProbeJob
 
 if TYPE_CHECKING:
@@ -124,6 +126,10 @@ class Version:
     def found(self, etag: str | None) -> None:
         """What the store answered; pins the object to it."""
         if self.etag is None and etag is not None:
-            self._dataset.folder.note(self._file, etag=etag)
+            try:
+                self._dataset.folder.note(self._file, etag=etag)
+            except (CacheDirectoryError, CacheFullError):
+                # A disk that takes no writes; an engine that starts later pins anew.
+                self._dataset.unrecorded[self._file] = etag
             self.etag = etag
             self.known.set()

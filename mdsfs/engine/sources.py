@@ -201,6 +201,7 @@ class Sources:
         if _same({**known, "key": None}, {**identity, "key": None}) and _present_key(url, identity) == identity["key"]:
             # Not another reader: the credentials on the disk were replaced since, and the fetchers find them there too.
             log.warning("the credentials of %s were replaced", url, extra={"event": "credentials-replaced"})
+            self._identities[url] = identity
             return
         raise EngineRefusedError(
             f"{url} is open here as {_shown(known)}, not as {_shown(identity)}: use the same credentials and options, "
