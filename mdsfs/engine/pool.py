@@ -185,7 +185,7 @@ class FetcherPool:
         ticket.priority, ticket.on_extent, ticket.on_etag = priority, on_extent, on_etag
         self._tickets.add(ticket)
         try:
-            with self.timings.timed("fetch_seconds", "job", type(job).__name__.removesuffix("Job").lower()):
+            with self.timings.timed("fetch_seconds", "kind", type(job).__name__.removesuffix("Job").lower()):
                 while ticket.outcome is None:
                     await self._attempt(ticket)
         finally:

@@ -188,7 +188,7 @@ def _jobs(out: _Text, jobs: Iterable[Mapping[str, Any]]) -> None:
         name = str(job.get("job", job.get("key", number)))
         for key, value in job.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and key.isidentifier():
-                figures.setdefault(key, []).append(({"job": name}, value))
+                figures.setdefault(key, []).append(({"key": name}, value))
     for key, samples in sorted(figures.items()):
         out.family(f"mdsfs_plan_{key}", "gauge", "Of a job with a known order, as in the status document.", samples)
 

@@ -12,6 +12,7 @@ def document(**changes: Any) -> dict[str, Any]:
     timings = Timings()
     timings.of("read_wait_seconds", "outcome", "fetched").observe(0.02)
     timings.of("fuse_seconds", "operation", "read").observe(5e-5)
+    timings.of("fetch_seconds", "kind", "stream").observe(0.1)
     found: dict[str, Any] = {
         "engine": {"pid": 7, "version": "0.1.0", "started": 1e9, "uptime_seconds": 10.0, "options": {}},
         "process": {

@@ -89,7 +89,7 @@ def test_jobs_have_their_figures() -> None:
     """What the plan says in numbers becomes a gauge per job; words and lists do not."""
     job: dict[str, Any] = {"key": "k1", "epoch": 3, "bytes_ahead": 4096, "regime": "whole", "positions": [], "ok": True}
     found = samples(exposition(document(jobs=[job])))
-    assert found["mdsfs_plan_bytes_ahead", frozenset({("job", "k1")})] == 4096
+    assert found["mdsfs_plan_bytes_ahead", frozenset({("key", "k1")})] == 4096
     assert {name for name, _ in found if name.startswith("mdsfs_plan_")} == {
         "mdsfs_plan_epoch",
         "mdsfs_plan_bytes_ahead",
