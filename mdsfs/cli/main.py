@@ -12,6 +12,7 @@ from streaming.errors import StreamingError
 
 from . import (
     cache,
+    completion,
     config,
     doctor,
     engine,
@@ -49,6 +50,7 @@ COMMANDS = {
     "install-service": install_service,
     "uninstall-service": uninstall_service,
     "tune": tune,
+    "completion": completion,
 }
 
 EXIT_CODES = """\
