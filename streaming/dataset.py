@@ -23,6 +23,7 @@ from streaming.mixing import Mix
 from streaming.order.epoch import epoch_length, rank_order
 from streaming.order.spec import OrderSpec, StreamSpec
 from streaming.order.world import World
+from streaming.publishing import PublishedOrder, checked_ids
 from streaming.registry import construct_from_registry
 from streaming.sizes import parse_size
 from streaming.stream import Stream, streams_registry
@@ -140,6 +141,8 @@ class StreamingDataset(Array, SeenByTorch):
         for stream in streams:
             stream.apply_default(defaults)
         self._name = name_of_run()
+        self._published: PublishedOrder | None = None
+        self._orders_published = 0
         self.streams = list(streams)
         self.num_streams = len(self.streams)
         _check_folders(self.streams)
@@ -182,6 +185,9 @@ class StreamingDataset(Array, SeenByTorch):
         )
         self._read = self._mix.reader()
         self._hints = Hints(self._name, self._mix.parts)
+        if self._published is not None:
+            self._published.attach(self._mix.parts)
+            self._read = self._published.tracked(self._read)
         self.num_samples = self._mix.num_samples
         self._plain = type(self).get_item is StreamingDataset.get_item
         self._plain = self._plain and type(self).__getitem__ is StreamingDataset.__getitem__
@@ -235,6 +241,32 @@ class StreamingDataset(Array, SeenByTorch):
         """Ranks that see different samples."""
         return self._world().num_ranks
 
+    def publish_order(self, ids: Any, batch_size: int | None = None) -> PublishedOrder:
+        """Say in which order samples will be read by index, by a sampler or by `load_batch`, so that they are there.
+
+        Args:
+            ids: Any sequence of sample ids, 0 ≤ id < size, as they will be read.
+            batch_size: So many are read together; by default the dataset's.
+
+        Returns:
+            What follows the reads of this process and of workers that are made from it after this. It ends with its
+            `close`, at the end of its with block, or with the next order that is published. Without an engine it does
+            nothing.
+
+        Raises:
+            IndexError: an id is no sample's.
+            ValueError: no ids, or too many.
+        """
+        found = checked_ids(ids, self.num_samples)
+        if self._published is not None:
+            self._published.close()
+        self._orders_published += 1
+        self._published = PublishedOrder(
+            self._name, self._mix.parts, found, batch_size or self.batch_size or 1, self._orders_published
+        )
+        self._read = self._published.tracked(self._mix.reader())
+        return self._published
+
     def finish_epoch(self, batches: int) -> None:
         """Say that all of the epoch's batches are read, so many of each worker."""
         self._hints.finish(batches)
@@ -256,6 +288,8 @@ class StreamingDataset(Array, SeenByTorch):
 
     def load_batch(self, ids: Any, columns: Sequence[str] | None = None, out: dict[str, Any] | None = None) -> Any:
         """Samples column by column. See `streaming.gather.load_batch`."""
+        if self._published is not None:
+            self._published.follow(np.asarray(ids, np.int64).reshape(-1))
         return self._mix.load_batch(ids, columns, out)
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:

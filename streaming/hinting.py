@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from streaming.order.spec import OrderSpec
     from streaming.reader import Shards
 
-__all__ = ["Begun", "Hints", "Lane", "name_of_run"]
+__all__ = ["INTERVAL", "Begun", "Hints", "Lane", "engines_of", "name_of_run"]
 
 # Up to so many samples computing is faster than having it computed: a child of the engine takes 0.15 s to start.
 OWN_SAMPLES = 1 << 20
@@ -100,7 +100,7 @@ class _Engine:
         self._job = 0
         self.planned = False
 
-    def hint(self, hint: Hint, begun: Begun, places: Sequence[tuple[int, int, int]]) -> HintedOrder | None:
+    def hint(self, hint: Hint, epoch: int, drop: int, places: Sequence[tuple[int, int, int]]) -> HintedOrder | None:
         """Say it; the order, if the engine has it. Raises StreamingError."""
         client = self._connected()
         streams = tuple(
@@ -112,17 +112,16 @@ class _Engine:
         document = Hint(hint.job, streams, hint.world, hint.order, hint.ids)
         fd = sealed_memory("streaming-hint", encode(document))
         try:
-            answer = client.hint(fd, begun.epoch, begun.drop, places, HINT_TIMEOUT)
+            answer = client.hint(fd, epoch, drop, places, HINT_TIMEOUT)
         finally:
             os.close(fd)
         self._job, self.planned = answer.job, answer.planned
         self._follow(planned=answer.planned)
         return answer.order
 
-    def order(self, begun: Begun) -> HintedOrder:
-        """The order, when it is computed. Raises StreamingError."""
-        timeout = ORDER_TIMEOUT + ORDER_TIMEOUT_PER_SAMPLE * begun.spec.epoch_size
-        return self._connected().order(self._job, begun.epoch, timeout)
+    def order(self, epoch: int, samples: int) -> HintedOrder:
+        """The order of an epoch of so many samples, when it is computed. Raises StreamingError."""
+        return self._connected().order(self._job, epoch, ORDER_TIMEOUT + ORDER_TIMEOUT_PER_SAMPLE * samples)
 
     def _connected(self) -> EngineClient:
         session = self._leader.try_session()
@@ -158,6 +157,15 @@ class _Engine:
             folder.planned = planned
 
 
+def engines_of(parts: Sequence[Shards]) -> list[_Engine]:
+    """The engines that fetch a dataset's streams."""
+    by_cache: dict[str, dict[int, EngineFolder]] = {}
+    for number, part in enumerate(parts):
+        if isinstance(folder := part.folder, EngineFolder):
+            by_cache.setdefault(folder.cache_dir, {})[number] = folder
+    return [_Engine(folders) for folders in by_cache.values()]
+
+
 class Hints:
     """The hints of one dataset in one process."""
 
@@ -165,11 +173,7 @@ class Hints:
         self._name = name
         self._parts = parts
         self._samples = sum(part.samples for part in parts)
-        by_cache: dict[str, dict[int, EngineFolder]] = {}
-        for number, part in enumerate(parts):
-            if isinstance(folder := part.folder, EngineFolder):
-                by_cache.setdefault(folder.cache_dir, {})[number] = folder
-        self._engines = [_Engine(folders) for folders in by_cache.values()]
+        self._engines = engines_of(parts)
         self._begun: Begun | None = None
         self._hint: Hint | None = None
         self._due = 0.0
@@ -202,7 +206,7 @@ class Hints:
         assert self._begun is not None
         assert self._hint is not None
         try:
-            order = engine.hint(self._hint, self._begun, places)
+            order = engine.hint(self._hint, self._begun.epoch, self._begun.drop, places)
         except StreamingError:
             engine.forget()
             return None
@@ -213,7 +217,7 @@ class Hints:
         assert self._begun is not None
         for engine in self._engines:
             try:
-                return _mapped(engine.order(self._begun))
+                return _mapped(engine.order(self._begun.epoch, self._begun.spec.epoch_size))
             except StreamingError:
                 engine.forget()
         return None

@@ -103,7 +103,7 @@ class Job:
         self.orders: dict[int, NDArray[np.int64]] = {}
         """Epoch to int64 [ranks on this host][workers][batches][batch size], ids of the mix, -1 for none; read-only."""
         self.positions: dict[Lane, Place] = {}
-        """Where each reader is: the epoch and batch that it reads next. Of several in one lane, the last."""
+        """Where each reader is: the epoch and batch that it reads next; of several in a lane the last in the newest."""
         self.warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
         self.members: set[Member] = set()
         self.lanes: dict[Lane, dict[Member, Place]] = {}
@@ -310,9 +310,10 @@ class Hints:
 
     def _place(self, job: Job, lane: Lane) -> None:
         """Where the readers of a lane are: one that has gone at the end of its epoch is still there."""
-        places = job.lanes[lane]
+        places = job.lanes[lane].values()
         if places:
-            job.positions[lane] = min(places.values())
+            newest = max(epoch for epoch, _ in places)
+            job.positions[lane] = min(place for place in places if place[0] == newest)
         elif not job.is_finished(lane):
             job.positions.pop(lane, None)
 
