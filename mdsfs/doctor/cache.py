@@ -29,8 +29,9 @@ BLOCK = 4096
 def check(cache_dir: Path) -> Iterator[Finding]:
     """Everything about the cache directory, which need not exist yet."""
     place = place_for(cache_dir)
-    yield _writable(cache_dir, place)
-    if not os.access(place, os.W_OK):
+    writable = _writable(cache_dir, place)
+    yield writable
+    if writable.level == "fail":
         return
     yield _holes(place)
     yield _leases(place)
