@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import subprocess
@@ -145,7 +144,7 @@ def test_other_credentials(host: Host, moto: StorageServer, source: Path, tmp_pa
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk for the test")
 def test_a_full_disk(host: Host, tmp_path: Path) -> None:
-    """When the disk is full although the limit is not reached, a read gives the right bytes or ENOSPC."""
+    """When the disk is full although the limit is not reached, every read gives the right bytes, past the cache."""
     raw = write_dataset(tmp_path / "big", 200, 60_000, size_limit=1 << 20, compression="zstd")
     small = tmp_path / "small"
     small.mkdir()
@@ -154,8 +153,7 @@ def test_a_full_disk(host: Host, tmp_path: Path) -> None:
         host.cache = small / "cache"
         mount = host.mounted(tmp_path / "big")
         outcomes = {read_or_errno(mount / name, data) for name, data in raw.items()}
-        assert outcomes <= {0, errno.ENOSPC}
-        assert 0 in outcomes
+        assert outcomes == {0}
         assert host.run("umount", mount).returncode == 0
         host.stop_engine()
     finally:
