@@ -13,6 +13,7 @@ import resource
 import sys
 import threading
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +22,10 @@ from streaming.engine.sealed import map_sealed, seal, write_all
 from streaming.order.epoch import ranks_order
 from streaming.order.world import World
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from streaming.engine.hint import Hint
+
+__all__ = ["main", "write_order"]
 
 MAX_HINT = 1 << 30
 # A training process waits for nobody's order of tomorrow.
@@ -32,23 +36,32 @@ def main(hint_fd: int, order_fd: int, epoch: int, drop: int, memory: int, larges
     """Compute, write, seal, say the shape."""
     hint = decode(map_sealed(hint_fd, MAX_HINT))
     _limit(memory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the readers' own business: the engine has nobody to tell
+        shape = write_order(hint, order_fd, epoch, drop, largest)
+    print(json.dumps({"shape": shape}), flush=True)
+
+
+def write_order(hint: Hint, fd: int, epoch: int, drop: int, largest: int) -> tuple[int, ...]:
+    """Write the order of a hint that has the sizes of all its shards, and seal it: its shape.
+
+    Raises ValueError, KeyError or MemoryError for what can't be computed, or takes more than `largest` bytes.
+    """
     spec = spec_of(hint, [each.sizes for each in hint.streams if each.sizes is not None])
     world = hint.world
     ranks = range(world.first_rank, world.first_rank + world.local_ranks)
     all_of_them = World(world.nodes, world.ranks_per_node, world.workers, 0)
     written, shape = 0, (0, 0, 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the readers' own business: the engine has nobody to tell
-        for part in ranks_order(spec, all_of_them, epoch, drop, ranks):
-            written += part.nbytes
-            if written > largest:
-                raise ValueError(f"an order of {written} bytes, expected at most {largest}")
-            data = np.ascontiguousarray(part)
-            shape = data.shape
-            if data.size:
-                write_all(order_fd, [data.reshape(-1).view(np.uint8).data])
-    seal(order_fd)
-    print(json.dumps({"shape": [world.local_ranks, *shape]}), flush=True)
+    for part in ranks_order(spec, all_of_them, epoch, drop, ranks):
+        written += part.nbytes
+        if written > largest:
+            raise ValueError(f"an order of {written} bytes, expected at most {largest}")
+        data = np.ascontiguousarray(part)
+        shape = data.shape
+        if data.size:
+            write_all(fd, [data.reshape(-1).view(np.uint8).data])
+    seal(fd)
+    return world.local_ranks, *shape
 
 
 def _limit(memory: int) -> None:

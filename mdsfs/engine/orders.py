@@ -1,4 +1,4 @@
-"""The orders of jobs' epochs: each computed once, by a child of the engine, into a sealed memfd that everybody maps.
+"""The orders of jobs' epochs: each computed once, a large one by a child, into a sealed memfd that everybody maps.
 
 Owns what they may cost: the bytes of all of them together, the memory and the time of a child, and how many of those
 run at once. Hints with the same arguments share one order, whoever sent them.
@@ -23,6 +23,7 @@ from streaming.engine.sealed import map_sealed, new_memory, sealed_memory
 from streaming.errors import EngineError, ReadTimeoutError
 
 from .child import environment
+from .orderer import write_order
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -43,6 +44,8 @@ CHILDREN = 2
 DEADLINE, DEADLINE_PER_SAMPLE = 30.0, 2e-6
 # Bytes that computing takes beside the interpreter: measured 40 a sample, more where streams are drawn unevenly.
 MEMORY, MEMORY_PER_SAMPLE = 256 << 20, 128
+# Up to here the engine computes in a thread of its own: a child takes longer to start, and a first batch waits for it.
+SMALL, SMALL_COUNT = 1 << 17, 1 << 12
 # Of the host's memory: all orders together, and one child.
 ORDERS_SHARE, CHILD_SHARE = 4, 2
 # An epoch may draw samples so many times over; and so many of streams that other engines have.
@@ -140,7 +143,11 @@ class Orders:
         self._charge(size)
         fd = new_memory("mdsfs-order")
         try:
-            shape = await self._run_child(hint, datasets, epoch, drop, fd)
+            whole = _self_contained(hint, datasets)
+            if _is_small(whole):
+                shape = await trio.to_thread.run_sync(_compute_here, whole, fd, epoch, drop)
+            else:
+                shape = await self._run_child(whole, epoch, drop, fd)
             if any(side < 1 for side in shape) or len(shape) != 4:
                 raise EngineError(f"an order of {shape}: there is nothing to read")
             array = np.frombuffer(map_sealed(fd, max(8 * int(np.prod(shape)), 8)), np.int64).reshape(shape)
@@ -151,13 +158,11 @@ class Orders:
             raise
         return Order(key, array, fd)
 
-    async def _run_child(
-        self, hint: Hint, datasets: Sequence[Dataset | None], epoch: int, drop: int, fd: int
-    ) -> tuple[int, ...]:
+    async def _run_child(self, hint: Hint, epoch: int, drop: int, fd: int) -> tuple[int, ...]:
         """Have the order written to `fd`, which is sealed afterwards; its shape."""
         samples = max(_epoch_size(hint), _entries(hint))
         memory = min(MEMORY + MEMORY_PER_SAMPLE * samples, self._child_memory)
-        document = sealed_memory("mdsfs-hint", encode(_self_contained(hint, datasets)))
+        document = sealed_memory("mdsfs-hint", encode(hint))
         arguments = [str(each) for each in (document, fd, epoch, drop, memory, _entries(hint) * 16)]
         try:
             process = await trio.lowlevel.open_process(
@@ -191,6 +196,26 @@ class Orders:
         if "error" in answer:
             raise EngineError(str(answer["error"]))
         return tuple(int(side) for side in answer["shape"])
+
+
+def _is_small(hint: Hint) -> bool:
+    """Whether this order takes milliseconds whatever its arguments are: then it is not worth a process."""
+    world, order = hint.world, hint.order
+    side = world.nodes * world.ranks_per_node * world.workers * order["batch_size"]
+    shards = sum(len(each.sizes) for each in hint.streams if each.sizes is not None)
+    samples = sum(int(each.sizes.sum()) for each in hint.streams if each.sizes is not None)
+    counts = max(order["canonical_nodes"], order["initial_nodes"] or 1, shards)
+    if order["batching_method"] != "random" or order["block_size"] < SMALL_COUNT or counts > SMALL_COUNT:
+        return False
+    return max(_epoch_size(hint), samples, side, _entries(hint)) <= SMALL
+
+
+def _compute_here(hint: Hint, fd: int, epoch: int, drop: int) -> tuple[int, ...]:
+    """As the child does it, in a thread."""
+    try:
+        return write_order(hint, fd, epoch, drop, 16 * SMALL)
+    except (ValueError, KeyError, ArithmeticError) as error:
+        raise EngineError(f"{type(error).__name__}: {error}") from error
 
 
 def _epoch_size(hint: Hint) -> int:
