@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Belady", "Thinned", "live_window", "lower_bound", "thin"]
+__all__ = ["Belady", "Thinned", "kept_units", "live_window", "lower_bound", "thin"]
 
 # A replay costs about a microsecond a use; half a million keep the whole curve of a plan below a few seconds.
 MOST_USES = 500_000
@@ -63,12 +63,13 @@ def thin(units: NDArray[np.int64], sizes: NDArray[np.int64], most: int = MOST_US
     """
     if len(units) <= most:
         return Thinned(units, 1.0)
-    kept = _kept(len(sizes), most / len(units))
+    kept = kept_units(len(sizes), most / len(units))
     total = int(sizes.sum())
     return Thinned(units[kept[units]], float(sizes[kept].sum()) / total if total else 1.0)
 
 
-def _kept(units: int, share: float) -> NDArray[np.bool_]:
+def kept_units(units: int, share: float) -> NDArray[np.bool_]:
+    """bool [units]: about this share of them, the same ones whenever it is asked, and at least one."""
     hashes = (np.arange(1, units + 1, dtype=np.uint64) * _HASH) >> np.uint64(32)
     kept = hashes < np.uint64(int(share * 2**32))
     if not kept.any():
