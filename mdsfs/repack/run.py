@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mdsfs.errors import UsageError
 from mdsfs.source.datasets import find_datasets, list_objects, renamed
-from streaming.errors import DatasetError
+from streaming.errors import DatasetError, RemoteError
 from streaming.mds.index import dump_index
 
 from .records import Records
@@ -78,8 +78,7 @@ def repack(
     if any(each.key in objects for each in found.datasets):
         done = is_result(found, destination, objects, target)
         if done is not None:
-            records.clear(_put(found, done))
-            return _summary(found, shards, done, len(shards))
+            return _summary(found, shards, done, len(shards), _tidied(records, _put(found, done)))
         if earlier is None:
             raise UsageError(f"{destination.url} has another dataset already: choose an empty DEST")
     if earlier is None:
@@ -97,8 +96,7 @@ def repack(
     new = {name: each.shard for name, each in written.items()}
     for dataset in reversed(found.datasets):  # the root's index comes last of all
         destination.put(dataset.key, dump_index(_of_dataset(dataset, new)))
-    records.clear(_put(found, new))
-    return _summary(found, shards, new, found_done)
+    return _summary(found, shards, new, found_done, _tidied(records, _put(found, new)))
 
 
 def _all_shards(found: Found) -> dict[str, ShardInfo]:
@@ -154,13 +152,24 @@ def _rewrite_all(
             raise
 
 
+def _tidied(records: Records, finished: set[str]) -> tuple[str, ...]:
+    """Remove the records; where the store does not let us, the dataset is whole all the same, and a warning says so."""
+    try:
+        records.clear(finished)
+    except RemoteError as error:
+        return (f"the records of this repack (.repack/) can't be removed: {error}",)
+    return ()
+
+
 def _put(found: Found, shards: Mapping[str, ShardInfo]) -> set[str]:
     """The keys of shards and indexes."""
     names = {(stored or raw).basename for shard in shards.values() for raw, stored in shard.files()}
     return names | {each.key for each in found.datasets}
 
 
-def _summary(found: Found, old: Mapping[str, ShardInfo], new: Mapping[str, ShardInfo], found_done: int) -> Repacked:
+def _summary(
+    found: Found, old: Mapping[str, ShardInfo], new: Mapping[str, ShardInfo], found_done: int, warnings: tuple[str, ...]
+) -> Repacked:
     return Repacked(
         datasets=len(found.datasets),
         shards=len(old),
@@ -170,7 +179,7 @@ def _summary(found: Found, old: Mapping[str, ShardInfo], new: Mapping[str, Shard
         stored_before=_stored_bytes(old),
         stored_after=_stored_bytes(new),
         left_out=len(found.objects.keys() - _put(found, old)) if found.objects is not None else 0,
-        warnings=found.warnings,
+        warnings=found.warnings + warnings,
     )
 
 

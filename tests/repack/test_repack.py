@@ -11,13 +11,20 @@ import pytest
 from mdsfs.errors import UsageError
 from mdsfs.repack.run import Repacked, repack
 from mdsfs.repack.target import Target
-from streaming.errors import DatasetError, ShardCorruptError, ShardFormatError, SourceMissingError
+from streaming.errors import (
+    CredentialsRefusedError,
+    DatasetError,
+    ShardCorruptError,
+    ShardFormatError,
+    SourceMissingError,
+)
 from streaming.mds.compression import decompress
 from streaming.mds.hashing import hash_all
 from streaming.mds.layout import read_offsets
 from streaming.mds.seekable import SeekTable, compress_seekable, plan_frames
 from streaming.merge import merge_index
 from streaming.remote import RemoteOptions, open_remote
+from streaming.remote.local import LocalRemote
 from streaming.writer import MDSWriter
 
 from .datasets import WRITERS, files_of, index_of, samples_of, write_mds
@@ -230,6 +237,25 @@ def test_a_shard_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 8 << 20
+
+
+class Keeping(LocalRemote):
+    """A store that lets nobody delete."""
+
+    def delete(self, key: str) -> None:
+        raise CredentialsRefusedError(f"{key}: access denied")
+
+
+def test_records_that_cannot_be_removed_are_a_warning(tmp_path: Path) -> None:
+    """The dataset is whole without the right to delete; what stays behind is named, and does no harm."""
+    write_mds(tmp_path / "old")
+    destination = Keeping(str(tmp_path / "new"), tmp_path / "new", RemoteOptions())
+    for _ in range(2):
+        done = repack(open_remote(tmp_path / "old"), destination, Target(), jobs=2)
+        assert [warning.partition(":")[0] for warning in done.warnings] == [
+            "the records of this repack (.repack/) can't be removed"
+        ]
+        assert samples_of(tmp_path / "new") == samples_of(tmp_path / "old")
 
 
 def test_from_store_to_store(tmp_path: Path, moto: StorageServer, monkeypatch: pytest.MonkeyPatch) -> None:
