@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -58,6 +59,7 @@ class Machine:
         self._overlay = Path(tempfile.mkdtemp(prefix="mdsfs-machine-", dir="/dev/shm"))
         self.root = self._overlay / "root"
         self._process: subprocess.Popen[bytes] | None = None
+        self._new_cgroups: list[Path] = []
         self.leader = 0
 
     def __enter__(self) -> Self:
@@ -77,10 +79,20 @@ class Machine:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._inside("systemctl", "--no-block", "exit", "0")
                 self._process.wait(20)
+            left = self._children()
             self._process.kill()
             self._process.wait()
-        subprocess.run(["umount", self.root], check=True)
+            for pid in left:  # an init that did not listen is not ended by the end of nspawn
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        # The kernel lets go of a process's files a moment after the process.
+        until(lambda: subprocess.run(["umount", self.root], capture_output=True, check=False).returncode == 0)
         shutil.rmtree(self._overlay)
+        shutil.rmtree(Path("/run/systemd/nspawn/propagate") / self._overlay.name, ignore_errors=True)
+        for top in self._new_cgroups:
+            for folder, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):  # another machine's by now
+                    os.rmdir(folder)
 
     def _furnish(self) -> None:
         """Nothing of this machine's own services, an `mdsfs` that every user can run, and a target to boot into."""
@@ -117,7 +129,9 @@ class Machine:
         binds += [f"--bind={self.cache}:/var/cache/mdsfs-service", f"--bind-ro={sys.base_prefix}:{PYTHON}"]
         if os.path.exists("/dev/autofs"):
             binds.append("--bind=/dev/autofs")
-        command = ["systemd-nspawn", "-q", "-D", str(self.root), "--register=no", "--keep-unit", "--console=pipe"]
+        command = ["systemd-nspawn", "-q", "-D", str(self.root), f"--machine={self._overlay.name}", "--console=pipe"]
+        command += ["--register=no", "--keep-unit"]
+        self._new_cgroups = [path for path in _machine_cgroups() if not path.exists()]
         with self._console.open("wb") as console:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *command, *binds, "--boot", f"systemd.unit={TARGET}"],
@@ -132,9 +146,17 @@ class Machine:
         """Whether PID 1 listens. On the way to it nspawn has children that do not last."""
         assert self._process is not None
         assert self._process.poll() is None, self._console.read_text()
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        self.leader = int(children[0]) if children else 0
+        children = self._children()
+        self.leader = children[0] if children else 0
         return bool(children) and self._inside("systemctl", "show", "--property=Version").returncode == 0
+
+    def _children(self) -> list[int]:
+        assert self._process is not None
+        try:
+            text = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        except OSError:  # it has ended
+            return []
+        return [int(pid) for pid in text.split()]
 
     def _inside(self, *command: str) -> subprocess.CompletedProcess[str]:
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -203,6 +225,17 @@ class Machine:
             stdout=subprocess.PIPE,
             text=True,
         )
+
+
+def _machine_cgroups() -> list[Path]:
+    """Where nspawn puts its machine and itself, below our own control group; it leaves them there."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        places = {"name=systemd": ["/sys/fs/cgroup/systemd"], "": ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]}
+        for place in places.get(controllers, []):
+            found += [Path(place + path) / name for name in ("payload", "supervisor")]
+    return found
 
 
 def _inner_pid(pid: int) -> int:

@@ -137,3 +137,23 @@ def test_install_and_uninstall(world: World, machine: Machine) -> None:
     assert machine.try_run("systemctl", "is-active", "mdsfs@two.service", "mdsfs-engine@two.service").returncode
     assert machine.path("/etc/systemd/system/mdsfs@.service").exists()  # the other service needs it
     until(lambda: world.machine.show("mdsfs@ds.service", "ActiveState") == {"ActiveState": "active"})
+
+
+def test_two_mounts_share_a_cache(world: World, machine: Machine) -> None:
+    """As the README says: the second mount's own engine is masked, and the first one's serves both."""
+    first = world.machine.path("/etc/mdsfs/ds.toml").read_text()
+    machine.run("mkdir", "-p", "/mnt/second")
+    second = first.replace("/mnt/ds", "/mnt/second") + '\n[mount]\ncache_dir = "/var/cache/mdsfs-service/ds"\n'
+    machine.write("/etc/mdsfs/second.toml", second)
+    machine.write("/etc/mdsfs/second.credentials", machine.path("/etc/mdsfs/ds.credentials").read_text(), 0o600)
+    drop_in = "[Unit]\nWants=mdsfs-engine@ds.service\nAfter=mdsfs-engine@ds.service\n"
+    machine.write("/etc/systemd/system/mdsfs@second.service.d/engine.conf", drop_in)
+    machine.run("systemd-tmpfiles", "--create", "mdsfs.conf")  # the owner of the new configuration
+    machine.run("systemctl", "mask", "mdsfs-engine@second.service")
+    machine.run("systemctl", "start", "mdsfs@second.service")
+    for name, data in world.raw.items():
+        assert machine.path(f"/mnt/second/{name}").read_bytes() == data
+    status = json.loads(machine.path("/mnt/second/.mdsfs/status").read_bytes())
+    assert {mount["mountpoint"] for mount in status["mounts"]} == {"/mnt/ds", "/mnt/second"}
+    machine.run("systemctl", "stop", "mdsfs@second.service")
+    machine.run("mdsfs", "uninstall-service", "second")
