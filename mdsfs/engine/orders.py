@@ -204,10 +204,11 @@ def _is_small(hint: Hint) -> bool:
     side = world.nodes * world.ranks_per_node * world.workers * order["batch_size"]
     shards = sum(len(each.sizes) for each in hint.streams if each.sizes is not None)
     samples = sum(int(each.sizes.sum()) for each in hint.streams if each.sizes is not None)
-    counts = max(order["canonical_nodes"], order["initial_nodes"] or 1, shards)
+    counts: int = max(order["canonical_nodes"], order["initial_nodes"] or 1, shards)
     if order["batching_method"] != "random" or order["block_size"] < SMALL_COUNT or counts > SMALL_COUNT:
         return False
-    return max(_epoch_size(hint), samples, side, _entries(hint)) <= SMALL
+    largest: int = max(_epoch_size(hint), samples, side, _entries(hint))
+    return largest <= SMALL
 
 
 def _compute_here(hint: Hint, fd: int, epoch: int, drop: int) -> tuple[int, ...]:
