@@ -138,7 +138,8 @@ class EngineFolder:
 
     def __init__(self, door: Door, timeout: float = READ_TIMEOUT) -> None:
         self.door = door
-        self.planned = False  # the engine knows the order and fetches ahead by it
+        # the engine has been told the order: it is about to know better, and then takes no advice from us anyway
+        self.quiet_until = 0.0
         self._timeout = timeout
         self._session = _Session(door)
         self.tables = self._session.tables
@@ -185,7 +186,7 @@ class EngineFolder:
 
     def tell(self, file: int, position: int) -> None:
         """A sequential reader has come to here: have the engine fetch what comes next, as far as the window."""
-        if self.planned:
+        if time.monotonic() < self.quiet_until:
             return
         told_file, told = max(self._told, (file, position)) if self._told[0] <= file + 64 else (file, position)
         budget = self.window - self._distance(file, position, told_file, told)
@@ -209,7 +210,7 @@ class EngineFolder:
 
     def prefetch(self, files: Sequence[int]) -> None:
         """Have whole files fetched, in this order, as far as the cache has room to spare; returns at once."""
-        if self.planned:
+        if time.monotonic() < self.quiet_until:
             return
         budget = self.window
         ranges: list[Range] = []
@@ -355,7 +356,8 @@ class _EngineFile:
         if left <= 0:
             raise ReadTimeoutError(f"{self.name}: bytes {start} to {stop} did not come in time")
         ahead = stop
-        if self._asked > start and not self._folder.planned:  # a sequential reader: one request for many samples
+        # a sequential reader: one request for many samples
+        if self._asked > start and time.monotonic() >= self._folder.quiet_until:
             ahead = min(max(stop, start + self._folder.stride // 2), self.size)
         ranges = [(self._file, start, stop - start)]
         if ahead > stop:

@@ -40,6 +40,8 @@ HINT_TIMEOUT = 5.0
 ORDER_TIMEOUT, ORDER_TIMEOUT_PER_SAMPLE = 10.0, 1e-6
 # Positions are told so often at most: at 1 GB/s that is 10 MB.
 INTERVAL = 0.01
+# So long what a reader guesses would only be in the way of a plan that is being made.
+QUIET = 2.0
 
 _numbers = itertools.count(1)
 
@@ -99,7 +101,6 @@ class _Engine:
         self._client: EngineClient | None = None
         self._numbers: dict[int, int] = {}
         self._job = 0
-        self.planned = False
 
     def hint(self, hint: Hint, epoch: int, drop: int, places: Sequence[tuple[int, int, int]]) -> HintedOrder | None:
         """Say it; the order, if the engine has it. Raises StreamingError."""
@@ -116,8 +117,8 @@ class _Engine:
             answer = client.hint(fd, epoch, drop, places, HINT_TIMEOUT)
         finally:
             os.close(fd)
-        self._job, self.planned = answer.job, answer.planned
-        self._follow(planned=answer.planned)
+        self._job = answer.job
+        self._keep_quiet(QUIET if answer.planned else 0)
         return answer.order
 
     def order(self, epoch: int, samples: int) -> HintedOrder:
@@ -145,7 +146,7 @@ class _Engine:
     def forget(self) -> None:
         """The engine does not answer hints: everything is as without them."""
         self._client = None
-        self._follow(planned=False)
+        self._keep_quiet(0)
 
     def retract(self) -> None:
         """Nothing more is read."""
@@ -153,9 +154,9 @@ class _Engine:
             self._client.retract(self._job)
         self.forget()
 
-    def _follow(self, *, planned: bool) -> None:
+    def _keep_quiet(self, seconds: float) -> None:
         for folder in self._folders.values():
-            folder.planned = planned
+            folder.quiet_until = time.monotonic() + seconds
 
 
 def engines_of(parts: Sequence[Shards]) -> list[_Engine]:
