@@ -155,6 +155,8 @@ def test_in_half_the_room_the_log_explains_every_byte_fetched_again(
     options = RemoteOptions(endpoint_url=proxy.endpoint)
     readers = [Reader(engine.client(), rclone.url("half"), data, options=options) for _ in range(8)]
     read_all_at_once(readers)
+    for reader in readers:
+        reader.close()
     engine.settled()
     again = [0] * 8
     for file, first, last in re.findall(r" refetch dataset=\d+ file=(\d+) range=(\d+)-(\d+)", engine.log.read_text()):
@@ -162,8 +164,6 @@ def test_in_half_the_room_the_log_explains_every_byte_fetched_again(
     sent = proxy.bytes_by_key()
     for file, name in enumerate(data.stored):
         assert 2 * MIB <= sent[f"half/{name}"] <= 2 * MIB + again[file]
-    for reader in readers:
-        reader.close()
 
 
 def test_a_sequential_reader_asks_seldom(start: Start, rclone: StorageServer, tmp_path: Path) -> None:
