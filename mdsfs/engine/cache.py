@@ -20,13 +20,14 @@ from streaming.engine.residency import BLOCK
 
 from .ledger import Ledger, chunk_blocks
 from .pins import Pins
-from .policy import LeastRecentlyUsed
+from .policy import ANYTHING, LeastRecentlyUsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
+    from .policy import Incoming, Policy
 
 __all__ = ["Cache", "Hold"]
 
@@ -45,17 +46,17 @@ REMEMBERED = 65536
 
 @dataclass(frozen=True, slots=True)
 class _Victim:
-    """A chunk on its way out, with the runs of blocks that were resident in it."""
+    """Runs of resident blocks of one file on their way out, and the cells that they lie on."""
 
     dataset: Dataset
     file: int
-    index: int
     runs: list[Run]
     cells: tuple[Chunk, ...]
 
     @property
-    def chunk(self) -> Chunk:
-        return self.dataset.number, self.file, self.index
+    def chunks(self) -> list[Chunk]:
+        """The chunks that the runs lie on."""
+        return list(dict.fromkeys(chunk for run in self.runs for chunk in self.dataset.chunks(self.file, *run)))
 
     @property
     def blocks(self) -> int:
@@ -69,7 +70,7 @@ class Cache:
         self.timings = timings or Timings()
         self.ledger = Ledger(limit)
         self.pins = Pins()
-        self.policy = LeastRecentlyUsed()
+        self.policy: Policy = LeastRecentlyUsed()
         self.chunk = chunk_blocks(limit)
         self.datasets: dict[int, Dataset] = {}
         self.evictions = 0
@@ -123,10 +124,10 @@ class Cache:
             if dataset.residency.count(file, *dataset.chunk_run(file, chunk[2])):
                 self.policy.touch(chunk)
 
-    async def reserve(self, dataset: Dataset, file: int, blocks: int) -> bool:
-        """Claim room, taking away what may go; False when not enough may."""
+    async def reserve(self, dataset: Dataset, file: int, blocks: int, incoming: Incoming = ANYTHING) -> bool:
+        """Claim room for `incoming`, taking away what may go for it; False when not enough may."""
         while self.ledger.shortfall(dataset.number, file, blocks):
-            if not await self._make_room(self.ledger.shortfall(dataset.number, file, blocks)):
+            if not await self._make_room(self.ledger.shortfall(dataset.number, file, blocks), incoming):
                 return False
         return self.ledger.try_reserve(dataset.number, file, blocks)
 
@@ -144,15 +145,16 @@ class Cache:
             dataset.residency.set_blocks(file, first, count)
             self.ledger.commit(dataset.number, file, fresh)
         self.touch(dataset, file, first, count)
+        self.policy.arrived(dataset, file, first, count)
         return fresh
 
     # ---- taking away -------------------------------------------------------------------------------------------------
 
-    async def _make_room(self, short: int) -> bool:
+    async def _make_room(self, short: int, incoming: Incoming = ANYTHING) -> bool:
         """One step towards room: an eviction, or the end of somebody else's. False when there is nothing left to do."""
         if await self._remove_idle_folder():
             return True
-        victims = self._choose(short)
+        victims = self._choose(short, incoming)
         if victims:
             await self._evict(victims)
             return True
@@ -161,10 +163,10 @@ class Cache:
             return True
         return False
 
-    def _choose(self, short: int) -> list[_Victim]:
-        """Victims enough for the shortfall, or none."""
+    def _choose(self, short: int, incoming: Incoming) -> list[_Victim]:
+        """Victims enough for the shortfall, or none; at most one a file."""
         now, found, blocks = trio.current_time(), [], 0
-        for victim in self._candidates():
+        for victim in self._candidates(incoming):
             pinned = self._pinned.get((victim.dataset.number, victim.file))
             if pinned and pinned[0] > now:
                 continue
@@ -172,21 +174,24 @@ class Cache:
             blocks += victim.blocks
             if blocks >= max(short, self._batch):
                 break
-        return found if blocks >= short else []
+        return _merged(found) if blocks >= short else []
 
-    def _candidates(self) -> Iterator[_Victim]:
+    def _candidates(self, incoming: Incoming) -> Iterator[_Victim]:
         """What may go, best first: neither held nor on its way out already."""
-        for number, file, index in self.policy.victims():
+        for number, file, index, run in self.policy.victims(incoming):
             dataset = self.datasets[number]
+            if run is not None:
+                if (victim := self._victim(dataset, file, run)) is not None:
+                    yield victim
+                continue
             indexes = range(-(-dataset.blocks(file) // dataset.grain(file))) if index is None else (index,)
             for each in indexes:
                 if index is None and self.policy.is_recent((number, file, each)):
                     continue
-                if (victim := self._victim(dataset, file, each)) is not None:
+                if (victim := self._victim(dataset, file, dataset.chunk_run(file, each))) is not None:
                     yield victim
 
-    def _victim(self, dataset: Dataset, file: int, index: int) -> _Victim | None:
-        run = dataset.chunk_run(file, index)
+    def _victim(self, dataset: Dataset, file: int, run: Run) -> _Victim | None:
         cells = dataset.cells(file, *run)
         busy = dataset.work[file].busy if file in dataset.work else {}
         if self.pins.has(dataset.number, file):
@@ -194,7 +199,7 @@ class Cache:
         if any(self.ledger.is_held(cell) or cell in busy for cell in cells):
             return None
         runs = list(dataset.residency.runs(file, *run, present=True))
-        return _Victim(dataset, file, index, runs, cells) if runs else None
+        return _Victim(dataset, file, runs, cells) if runs else None
 
     async def evict_file(self, dataset: Dataset, file: int) -> str | None:
         """Take all of a file away because somebody asks for it; None when it has gone, else why all of it stays."""
@@ -204,12 +209,12 @@ class Cache:
             return "being fetched"
         victims = []
         for index in range(-(-dataset.blocks(file) // dataset.grain(file))):
-            if (victim := self._victim(dataset, file, index)) is not None:
+            if (victim := self._victim(dataset, file, dataset.chunk_run(file, index))) is not None:
                 victims.append(victim)
             elif dataset.residency.count(file, *dataset.chunk_run(file, index)):
                 return "held by a reader"
         if victims:
-            await self._evict(victims)
+            await self._evict(_merged(victims))
         return "in use by a reader" if self.ledger.resident_of(dataset.number, file) else None
 
     def pin(self, dataset: Dataset, files: Collection[int]) -> None:
@@ -242,11 +247,15 @@ class Cache:
             self._evicted.unpark_all()
 
     def _begin(self, victim: _Victim) -> None:
-        victim.dataset.begin_change(victim.file)
+        dataset, file = victim.dataset, victim.file
+        dataset.begin_change(file)
         for first, count in victim.runs:
-            victim.dataset.residency.clear_blocks(victim.file, first, count)
-        victim.dataset.working(victim.file).busy.update(dict.fromkeys(victim.cells, trio.Event()))
-        self.policy.forget(victim.chunk)
+            dataset.residency.clear_blocks(file, first, count)
+            self.policy.gone(dataset, file, first, count)
+        dataset.working(file).busy.update(dict.fromkeys(victim.cells, trio.Event()))
+        for chunk in victim.chunks:
+            if not dataset.residency.count(file, *dataset.chunk_run(file, chunk[2])):
+                self.policy.forget(chunk)
 
     def _end(self, victim: _Victim, *, gone: bool) -> None:
         dataset, file = victim.dataset, victim.file
@@ -259,8 +268,9 @@ class Cache:
         else:
             for first, count in victim.runs:
                 dataset.residency.set_blocks(file, first, count)
+                self.touch(dataset, file, first, count)
+                self.policy.arrived(dataset, file, first, count)
             self._pinned[dataset.number, file] = (trio.current_time() + PINNED_FOR, victim.blocks)
-            self.touch(dataset, file, *dataset.chunk_run(file, victim.index))
         if not self.ledger.resident_of(dataset.number, file):
             self.policy.forget_file((dataset.number, file))
             dataset.residency.free_pages(file)
@@ -280,7 +290,7 @@ class Cache:
             (last + count) * BLOCK,
             victim.blocks * BLOCK,
         )
-        self._gone[victim.chunk] = None
+        self._gone.update(dict.fromkeys(victim.chunks))
         while len(self._gone) > REMEMBERED:
             del self._gone[next(iter(self._gone))]
 
@@ -423,6 +433,26 @@ class Cache:
 
 def _fixed_name(number: int) -> str:
     return f"dataset {number}"
+
+
+def _merged(victims: list[_Victim]) -> list[_Victim]:
+    """One victim a file: two could share a cell, and each block must be counted once."""
+    found: dict[FileKey, list[_Victim]] = {}
+    for each in victims:
+        found.setdefault((each.dataset.number, each.file), []).append(each)
+    return [each[0] if len(each) == 1 else _joined(each) for each in found.values()]
+
+
+def _joined(victims: list[_Victim]) -> _Victim:
+    runs: list[Run] = []
+    for first, count in sorted(run for each in victims for run in each.runs):
+        end = runs[-1][0] + runs[-1][1] if runs else -1
+        if first <= end:
+            runs[-1] = runs[-1][0], max(end, first + count) - runs[-1][0]
+        else:
+            runs.append((first, count))
+    cells = tuple(dict.fromkeys(cell for each in victims for cell in each.cells))
+    return _Victim(victims[0].dataset, victims[0].file, runs, cells)
 
 
 def _punch_all(victims: list[_Victim]) -> list[bool]:

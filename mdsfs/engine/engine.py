@@ -20,6 +20,7 @@ from .health import Health
 from .hints import Hints
 from .orders import Orders
 from .passing import Passing
+from .planning import Planning
 from .pool import FetcherPool
 from .sources import Sources
 from .status import document, version
@@ -38,7 +39,7 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """One engine of one cache directory. `serve` on the pool and `run` on ahead must be running."""
+    """One engine of one cache directory. `serve` on the pool, `run` on ahead and on planning must be running."""
 
     def __init__(self, options: ServiceOptions, store: CacheStore, nursery: trio.Nursery) -> None:
         """`nursery` is where fills run: it outlives every client."""
@@ -61,6 +62,7 @@ class Engine:
         self.ahead = Ahead(self.fills, options.cache_limit, part_size, nursery)
         self.sources = Sources(store, self.cache, self.fills, self.ahead, shard_level=options.verify == "shard")
         self.hints = Hints(Orders(), nursery)
+        self.hints.planner = self.planning = Planning(self.cache, self.fills, nursery)
         self.sessions: set[Session] = set()
         self.metrics_url: str | None = None
         self.departed: Counter[str] = Counter()

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from mdsfs.plan.calendar import UNKNOWN
 from streaming.engine.residency import BLOCK
 from streaming.errors import CacheDirectoryError, CacheFullError, DatasetError, StreamingError
 
@@ -25,6 +26,7 @@ from .flights import Flight, Waiter, uncovered
 from .forms import Forms
 from .framing import MOST_EDGES, Edges, cut_at_frames, frame_run
 from .jobs import FramesJob, HashJob, RangeJob, StreamJob
+from .policy import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from .cache import Cache
     from .cachedisk import CacheDisk
     from .dataset import Dataset, FileWork, Run
-    from .flights import ByteRange
+    from .flights import ByteRange, Landed
     from .framing import Framing
     from .jobs import Job, JobResult
     from .pool import FetcherPool
@@ -48,6 +50,8 @@ FIRST_PART = 1 << 20
 # restarts.
 REFUSALS = 2
 DEMAND, AHEAD = 0, 1
+# What no plan asks for, and nobody waits for, may only push out what no plan needs.
+AFTER_ALL = UNKNOWN - 1
 
 
 def _hurry(work: FileWork, first: int, end: int) -> None:
@@ -63,6 +67,14 @@ def _room(work: FileWork, run: Run, blocks: int) -> Run:
     end = sum(run)
     high = min((each.covers[0] for each in work.flights if each.covers[0] >= end), default=blocks)
     return low, high - low
+
+
+class _How(NamedTuple):
+    """For whom flights are launched."""
+
+    demand: bool
+    distance: int
+    landed: Landed | None
 
 
 class _NoRoomError(Exception):
@@ -142,12 +154,27 @@ class Fills:
 
     # ---- launching ---------------------------------------------------------------------------------------------------
 
-    def launch(self, dataset: Dataset, file: int, start: int, stop: int, *, demand: bool) -> list[Flight]:
-        """Flights over what is absent of a byte range and not on its way. The file's form must be known."""
+    def launch(
+        self,
+        dataset: Dataset,
+        file: int,
+        start: int,
+        stop: int,
+        *,
+        demand: bool,
+        distance: int = AFTER_ALL,
+        landed: Landed | None = None,
+    ) -> list[Flight]:
+        """Flights over what is absent of a byte range and not on its way. The file's form must be known.
+
+        For what nobody waits for, `distance` says what must stay: whatever a plan needs sooner. `landed` hears of the
+        end of each flight.
+        """
+        how = _How(demand=demand, distance=-1 if demand else distance, landed=landed)
         work = dataset.working(file)
         first, end = start // BLOCK, -(-min(stop, dataset.size(file)) // BLOCK)
         if self.forms.has_frames(dataset, file):
-            return self._launch_frames(dataset, file, (first, end - first), demand=demand)
+            return self._launch_frames(dataset, file, (first, end - first), how)
         whole = self.forms.is_whole(dataset, file)
         if whole:
             first, end = 0, dataset.blocks(file)
@@ -157,12 +184,12 @@ class Fills:
                 if whole and piece != run:
                     continue  # its one flight is under way
                 parts = self._parts(dataset, file, piece, whole=whole)
-                launched.extend(self._launch(dataset, file, part, demand=demand) for part in parts)
+                launched.extend(self._launch(dataset, file, part, how) for part in parts)
         if demand:
             _hurry(work, first, end)
         return launched
 
-    def _launch_frames(self, dataset: Dataset, file: int, run: Run, *, demand: bool) -> list[Flight]:
+    def _launch_frames(self, dataset: Dataset, file: int, run: Run, how: _How) -> list[Flight]:
         """Flights over the frames that a run of blocks needs, none of which is on its way."""
         work, table = dataset.working(file), self.forms.table(dataset, file)
         launched: list[Flight] = []
@@ -172,8 +199,8 @@ class Fills:
                 room = _room(work, piece, dataset.blocks(file))
                 key = (dataset.number, file)
                 framing = frame_run(table, self.edges, key, piece, dataset.size(file), room)
-                launched.append(self._launch(dataset, file, framing.run, demand=demand, framing=framing))
-        if demand:
+                launched.append(self._launch(dataset, file, framing.run, how, framing=framing))
+        if how.demand:
             _hurry(work, run[0], run[0] + run[1])
         return launched
 
@@ -192,12 +219,22 @@ class Fills:
             yield first, many
             first, count = first + many, count - many
 
-    def _launch(self, dataset: Dataset, file: int, run: Run, *, demand: bool, framing: Framing | None = None) -> Flight:
+    def _launch(self, dataset: Dataset, file: int, run: Run, how: _How, framing: Framing | None = None) -> Flight:
         def arrived(first: int, count: int) -> int:
             return self.cache.commit(dataset, file, first, count)
 
         visible = not dataset.shard_level
-        flight = Flight(dataset, file, run, demand=demand, visible=visible, on_arrival=arrived, framing=framing)
+        flight = Flight(
+            dataset,
+            file,
+            run,
+            demand=how.demand,
+            visible=visible,
+            on_arrival=arrived,
+            framing=framing,
+            distance=how.distance,
+            landed=how.landed,
+        )
         dataset.working(file).flights.append(flight)
         # What is resident between must not be taken away, or it would be written again without a claim.
         flight.hold = self.cache.hold(dataset, file, *run)
@@ -241,7 +278,7 @@ class Fills:
             while cell in work.busy:
                 await work.busy[cell].wait()
         absent = flight.count - dataset.residency.count(file, flight.first, flight.count)
-        if not await self.cache.reserve(dataset, file, absent):
+        if not await self.cache.reserve(dataset, file, absent, Incoming(-1 if flight.demand else flight.distance)):
             raise _NoRoomError
         flight.reserved = absent
 
@@ -356,6 +393,7 @@ class Fills:
                 error,
                 extra={} if told else {"event": "fill-failed", "subject": dataset.url},
             )
+        flight.no_room = no_room
         arrived = flight.frontier if flight.visible else flight.start
         # those who lack a block that only its frames touch wait for it too
         low, high = min(flight.start, flight.covers[0] * BLOCK), max(flight.stop, sum(flight.covers) * BLOCK)
@@ -371,6 +409,8 @@ class Fills:
                 waiter.ended(low, high, None, no_room=False)
             dataset.rest(file)
             self._landed.unpark_all()
+            if flight.landed is not None:
+                flight.landed(flight)
 
     async def _scrub(self, flight: Flight) -> None:
         dataset, file = flight.dataset, flight.file

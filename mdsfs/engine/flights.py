@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .dataset import Dataset, FileWork, Run
     from .framing import Framing
 
+    Landed = Callable[["Flight"], None]
+
 __all__ = ["ByteRange", "Flight", "Waiter", "uncovered"]
 
 ByteRange = tuple[int, int]  # start, stop
@@ -77,11 +79,14 @@ class Flight:
         "covers",
         "dataset",
         "demand",
+        "distance",
         "file",
         "first",
         "framing",
         "frontier",
         "hold",
+        "landed",
+        "no_room",
         "reserved",
         "visible",
     )
@@ -96,8 +101,13 @@ class Flight:
         visible: bool,
         on_arrival: Callable[[int, int], int],
         framing: Framing | None = None,
+        distance: int = -1,
+        landed: Landed | None = None,
     ) -> None:
-        """`on_arrival(first, count)` makes blocks resident and returns how many were not before."""
+        """`on_arrival(first, count)` makes blocks resident and returns how many were not before.
+
+        `distance`: what is needed sooner than this must stay for it, see `policy.Incoming`; `landed` hears of the end.
+        """
         self.dataset = dataset
         self.file = file
         self.first, self.count = run
@@ -106,9 +116,13 @@ class Flight:
         """Blocks that no other flight is launched over: this one's, and those that its frames touch."""
         self.demand = demand
         self.visible = visible
+        self.distance = distance
+        self.landed = landed
         self.reserved = 0
         """Blocks claimed and not yet resident."""
         self.hold: Hold = ()
+        self.no_room = False
+        """It came to nothing for want of room."""
         self.broken: OSError | None = None
         """Why what has arrived could not be made resident (a full disk)."""
         self._on_arrival = on_arrival

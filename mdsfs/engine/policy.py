@@ -1,29 +1,45 @@
-"""Which chunk goes first when room is needed. Pure. `Policy` is the seam; `LeastRecentlyUsed` stands behind it.
+"""What goes first when room is needed. Pure. `Policy` is the seam; `LeastRecentlyUsed` stands behind it where nothing
+is known of the future, and `planned.PlannedPolicy` in front of that where something is.
 
-A policy knows chunks and when they were used, nothing of blocks, holds or disks: the cache walks `victims` from the
-best one on, leaves out what is held, and says `forget` for what it takes. What a plan will know (the next use of every
-chunk) enters here as another `Policy`, for which `incoming` says what the room is wanted for: it may stop offering at
-chunks needed sooner than that.
+A policy knows chunks and blocks and when they were, or will be, used; nothing of holds or disks: the cache walks
+`victims` from the best one on, leaves out what is held, and says what has come and gone.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
 
-__all__ = ["LeastRecentlyUsed", "Policy", "Victim"]
+__all__ = ["ANYTHING", "Incoming", "LeastRecentlyUsed", "Policy", "Victim"]
 
-# A chunk, or (chunk None) all of a file that has been resident since before anybody here used it.
-Victim = tuple[int, int, int | None]
+
+class Incoming(NamedTuple):
+    """What room is wanted for. `distance`: what is needed sooner must stay; -1 where anything may go, for now."""
+
+    distance: int = -1
+
+
+ANYTHING = Incoming()
+
+
+class Victim(NamedTuple):
+    """A chunk; or with `run` these blocks; or with neither all of a file that nobody here has used yet."""
+
+    dataset: int
+    file: int
+    chunk: int | None
+    run: Run | None = None
 
 
 class Policy(Protocol):
-    """Obligations: `victims` yields every chunk and file that was touched or adopted and not forgotten, each once, and
-    changes nothing; its order may be stale after the next call of any other method."""
+    """Obligations: `victims` changes nothing that anybody can see; its order may be stale after the next call of any
+    other method; it yields everything that was touched or adopted and not forgotten, except what must stay for
+    `incoming`. It may yield some blocks more than once."""
 
     def adopt(self, dataset: int, files: Iterable[int]) -> None:
         """Files resident from an earlier life of the engine, or of a dataset that nobody has open any more."""
@@ -31,6 +47,14 @@ class Policy(Protocol):
 
     def touch(self, chunk: Chunk) -> None:
         """The chunk was read, or filled for somebody who will read it."""
+        ...
+
+    def arrived(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+        """These blocks are resident."""
+        ...
+
+    def gone(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+        """These blocks are not resident any more."""
         ...
 
     def forget(self, chunk: Chunk) -> None:
@@ -41,7 +65,11 @@ class Policy(Protocol):
         """Nothing of an adopted file is resident any more; its chunks that were touched meanwhile are not concerned."""
         ...
 
-    def victims(self, incoming: Chunk | None = None) -> Iterator[Victim]:
+    def is_recent(self, chunk: Chunk) -> bool:
+        """Whether the chunk has been used since its file was adopted."""
+        ...
+
+    def victims(self, incoming: Incoming = ANYTHING) -> Iterator[Victim]:
         """What may go, best first, to make room for `incoming`."""
         ...
 
@@ -66,6 +94,12 @@ class LeastRecentlyUsed:
         self._chunks.pop(chunk, None)
         self._chunks[chunk] = None
 
+    def arrived(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+        """See `Policy`: what arrives was touched as well."""
+
+    def gone(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+        """See `Policy`: chunks of which nothing is left are forgotten as well."""
+
     def forget(self, chunk: Chunk) -> None:
         """See `Policy`."""
         self._chunks.pop(chunk, None)
@@ -75,12 +109,22 @@ class LeastRecentlyUsed:
         self._adopted.pop(key, None)
 
     def is_recent(self, chunk: Chunk) -> bool:
-        """Whether the chunk has been used since its file was adopted."""
+        """See `Policy`."""
         return chunk in self._chunks
 
-    def victims(self, incoming: Chunk | None = None) -> Iterator[Victim]:
+    def victims(self, incoming: Incoming = ANYTHING) -> Iterator[Victim]:
         """See `Policy`."""
         del incoming  # recency alone decides here
         for dataset, file in self._adopted:
-            yield dataset, file, None
-        yield from self._chunks
+            yield Victim(dataset, file, None)
+        for dataset, file, index in self._chunks:
+            yield Victim(dataset, file, index)
+
+    def move(self, dataset: int, other: LeastRecentlyUsed) -> None:
+        """All that is known of a dataset is the other one's from now on, in the same order."""
+        for key in [key for key in self._adopted if key[0] == dataset]:
+            del self._adopted[key]
+            other._adopted[key] = None
+        for chunk in [chunk for chunk in self._chunks if chunk[0] == dataset]:
+            del self._chunks[chunk]
+            other._chunks[chunk] = None

@@ -30,6 +30,7 @@ from .child import environment
 from .dispatch import Dispatcher
 from .health import Health
 from .jobs import HashJob, Job, JobResult, ProbeJob, job_to_wire, object_of, pieces_from_wire
+from .linkmeter import LinkMeter
 from .wire import pack, read_all, unpack
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class FetcherPool:
         """`timings` and `health` hear of every job's end; those of nobody else where none are given."""
         self.timings = timings or Timings()
         self.health = health or Health()
+        self.meter = LinkMeter()
         self.processes = processes
         self.threads = threads
         self.part_size = part_size
@@ -214,6 +216,11 @@ class FetcherPool:
             restarts=self._restarts,
         )
 
+    @property
+    def most_running(self) -> int:
+        """Jobs for which there are threads, twice: more would only wait longer."""
+        return 2 * self.processes * self.threads
+
     def pids(self) -> list[int]:
         """The fetchers that run now."""
         return [fetcher.process.pid for fetcher in self._fetchers]
@@ -231,8 +238,7 @@ class FetcherPool:
             await ticket.assigned.wait()
             self.timings.of("fetch_queue_seconds").observe(time.perf_counter() - queued)
             if ticket.fetcher is not None:
-                await ticket.fetcher.start_job(ticket)
-                await ticket.ended.wait()
+                await self._follow(ticket, ticket.fetcher)
         except trio.Cancelled:
             await self._abandon(ticket)
             raise
@@ -241,6 +247,18 @@ class FetcherPool:
             if not ticket.lives:
                 what = object_of(ticket.job) or "a cache file"
                 ticket.outcome = EngineError(f"{MAX_LIVES} fetchers died while working on {what}: see the engine's log")
+
+    async def _follow(self, ticket: _Ticket, fetcher: _Fetcher) -> None:
+        """One job in its fetcher, with a look at the clock before and after."""
+        begun = time.perf_counter()
+        self.meter.began(begun)
+        try:
+            await fetcher.start_job(ticket)
+            await ticket.ended.wait()
+        finally:
+            received = ticket.outcome.bytes if isinstance(ticket.outcome, JobResult) else 0
+            now = time.perf_counter()
+            self.meter.ended(now, now - begun, received)
 
     async def _abandon(self, ticket: _Ticket) -> None:
         ticket.on_extent = ticket.on_etag = None

@@ -57,6 +57,7 @@ async def _serve(
         engine = Engine(options, store, work)
         await fetchers.start(engine.pool.serve)
         work.start_soon(engine.ahead.run, name="ahead")
+        work.start_soon(engine.planning.run, name="plan")
         await engine.sources.take_in()
         async with trio.open_nursery() as clients:
             clients.start_soon(serve_clients, engine, listener, name="clients")

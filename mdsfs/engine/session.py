@@ -326,7 +326,7 @@ class Session:
         found = []
         for file, start, stop in dict.fromkeys(wanted):
             around = (start, stop)
-            if handle is not None:
+            if handle is not None and not self._engine.planning.covers(opened.dataset):
                 reach = opened.widener.reach(handle, file, start, stop - start)
                 around = reach.demand[1:]
                 self._engine.ahead.add(opened.dataset, reach.ahead)
@@ -358,6 +358,8 @@ class Session:
 
     def _ahead(self, request: dict[str, Any]) -> None:
         opened = self._opened(request)
+        if self._engine.planning.covers(opened.dataset):
+            return  # it knows better, and what is read when
         sizes = opened.dataset.tables.files["size"]
         self._engine.ahead.add(
             opened.dataset,

@@ -55,7 +55,7 @@ async def document(engine: Engine, *, brief: bool = False) -> bytes:
         },
         "evictions": {"count": engine.cache.evictions, "bytes": engine.cache.evicted_blocks * BLOCK},
         "mounts": [mount | {"pid": each.pid} for each in engine.sessions for mount in each.mounts],
-        "jobs": engine.hints.to_json(),
+        "jobs": [job | {"plan": engine.planning.to_json(job["key"])} for job in engine.hints.to_json()],
         "refused_hints": list(engine.hints.refused),
         "datasets": [_dataset(engine, each) for each in list(engine.cache.datasets.values())[:MOST_SHOWN]],
         "clients": [_client(each) for each in list(engine.sessions)[:MOST_SHOWN]],

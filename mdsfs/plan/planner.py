@@ -244,9 +244,13 @@ class Planner:
 
     def arrived(self, number: int, first: int, stop: int) -> None:
         """Samples first:stop, counted within the dataset, are here."""
+        self.arrived_all(number, np.arange(first, stop))
+
+    def arrived_all(self, number: int, samples: NDArray[np.int64]) -> None:
+        """All of these samples, each named once, are here: int64 [n], counted within the dataset."""
         state = self._datasets[number]
-        fresh = np.flatnonzero(state.samples[first:stop] != HERE) + first
-        state.samples[first:stop] = HERE
+        fresh = samples[state.samples[samples] != HERE]
+        state.samples[fresh] = HERE
         fresh = fresh[~state.by_shard[state.shape.shard_of(fresh)]]
         for job in self._readers(number):
             self._calendar(job, number, by_shard=False).put(fresh, job.track.next_of_samples(number, fresh))
@@ -262,8 +266,15 @@ class Planner:
 
     def gone(self, number: int, first: int, stop: int, size: int) -> None:
         """Samples first:stop are not here any more, wholly or in part; `size` bytes were given up with them."""
+        self.gone_all(number, np.arange(first, stop), size)
+
+    def gone_all(self, number: int, samples: NDArray[np.int64], size: int) -> None:
+        """The same of any samples, each named once: int64 [n], counted within the dataset."""
         self._evicted += size
-        self._lose(number, first, stop)
+        state = self._datasets[number]
+        lost = samples[state.samples[samples] == HERE]
+        state.samples[lost] = ABSENT
+        self._miss(number, lost)
 
     def head_arrived(self, number: int, shard: int) -> None:
         """The table of offsets of a shard is here, and stays."""
@@ -272,6 +283,12 @@ class Planner:
         for name, key, sample in self._let_go(state, shard):
             if (job := self._jobs.get(name)) is not None:
                 heapq.heappush(job.missed, (key, number, sample))
+
+    def head_gone(self, number: int, shard: int) -> None:
+        """The table of offsets of a shard is not here any more."""
+        state = self._datasets[number]
+        if state.heads[shard] == HERE:
+            state.heads[shard] = ABSENT
 
     def ended(self, fetch: Fetch, *, again: bool) -> None:
         """What was to be fetched is over. What of it has not arrived is asked for again later if `again`: no room."""
@@ -300,12 +317,6 @@ class Planner:
         found = [each for each in state.waiting.pop(shard, ()) if state.samples[each[2]] == WANTED]
         state.samples[[sample for _, _, sample in found]] = ABSENT
         return found
-
-    def _lose(self, number: int, first: int, stop: int) -> None:
-        state = self._datasets[number]
-        lost = np.flatnonzero(state.samples[first:stop] == HERE) + first
-        state.samples[lost] = ABSENT
-        self._miss(number, lost)
 
     def _miss(self, number: int, samples: NDArray[np.int64]) -> None:
         """What of these was asked for, and is not here, is to be asked for again."""
@@ -450,16 +461,26 @@ class Planner:
                 yield unit
 
     def _distance_of(self, unit: Unit) -> int:
-        """How many samples the job that reads it first reads before it."""
-        readers = list(self._readers(unit.dataset))
-        if len(readers) == 1:
+        if sum(1 for _ in self._readers(unit.dataset)) == 1:
             return unit.distance
-        one = np.array([unit.shard if unit.sample is None else unit.sample], np.int64)
+        if unit.sample is None:
+            return self.soonest_of_shard(unit.dataset, unit.shard)
+        return self.soonest(unit.dataset, np.array([unit.sample], np.int64))
+
+    def soonest(self, number: int, samples: NDArray[np.int64]) -> int:
+        """How many samples the job that reads one of these first reads before it; `UNKNOWN` where none does."""
         found = UNKNOWN
-        for job in readers:
-            track = job.track
-            key = (track.next_of_shards if unit.sample is None else track.next_of_samples)(unit.dataset, one)[0]
-            found = min(found, int(key) if key >= UNKNOWN else int(key) - track.front)
+        for job in self._readers(number):
+            key = int(job.track.next_of_samples(number, samples).min(initial=UNKNOWN))
+            found = min(found, key if key >= UNKNOWN else key - job.track.front)
+        return found
+
+    def soonest_of_shard(self, number: int, shard: int) -> int:
+        """The same for anything in a shard."""
+        found = UNKNOWN
+        for job in self._readers(number):
+            key = int(job.track.next_of_shards(number, np.array([shard], np.int64))[0])
+            found = min(found, key if key >= UNKNOWN else key - job.track.front)
         return found
 
     def _current(self, job: _Job, number: int, *, by_shard: bool) -> calendar.Current:

@@ -1,0 +1,308 @@
+"""Between the plan, which knows samples and shards, and the cache, which knows blocks of files.
+
+`PlannedPolicy` is the cache's policy where orders are known: it tells the planner what has come and gone, and turns the
+units that may go into blocks. What no order covers goes first, least recently used; what is left over in the files of a
+planned dataset (parts of samples, what somebody read out of order) goes last, if nothing of it is needed sooner.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mdsfs.plan.calendar import UNKNOWN
+from mdsfs.plan.shape import Shape
+from mdsfs.plan.state import HERE
+from streaming.engine.residency import BLOCK
+from streaming.errors import ShardFormatError
+from streaming.mds.layout import read_offsets
+
+from .policy import ANYTHING, Incoming, LeastRecentlyUsed, Victim
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from mdsfs.plan.planner import Planner, Unit
+
+    from .dataset import Dataset, Run
+    from .ledger import Chunk, FileKey
+
+__all__ = ["PlannedDataset", "PlannedPolicy"]
+
+# Tables of offsets that are kept as arrays; one that is gone is read again from the cache file.
+OFFSETS_BYTES = 64 << 20
+
+
+class PlannedDataset:
+    """One dataset of which orders are known: where its shards and samples lie in its files."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.shape, self._lines = _shape(dataset)
+        self._offsets: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._bytes = 0
+
+    def __repr__(self) -> str:
+        return f"PlannedDataset({self.dataset.number}, {self.shape.shards} shards, {len(self._offsets)} with offsets)"
+
+    def files(self, shard: int) -> tuple[int, ...]:
+        """The files of a shard: two for the line formats."""
+        file = int(self.dataset.tables.shards["file"][shard])
+        return (file, file + 1) if self._lines[shard] else (file,)
+
+    def shard_of(self, file: int) -> int:
+        """The shard that a file belongs to; -1 for none."""
+        return int(self.dataset.tables.files["shard"][file])
+
+    def held(self, shard: int) -> int:
+        """Bytes of a shard that are resident, in whole blocks."""
+        residency = self.dataset.residency
+        return BLOCK * sum(residency.count(file, 0, self.dataset.blocks(file)) for file in self.files(shard))
+
+    def offsets(self, shard: int) -> NDArray[np.int64] | None:
+        """int64 [samples + 1]: where each sample begins in its file; None where that is not known."""
+        found = self._offsets.get(shard)
+        if found is None:
+            return self.load(shard)
+        self._offsets.move_to_end(shard)
+        return found
+
+    def load(self, shard: int) -> NDArray[np.int64] | None:
+        """The same, read from the cache file if its head is resident."""
+        if self.shape.whole[shard]:
+            return None
+        file, head = self.files(shard)[0], self.shape.head_bytes(shard)
+        if not self.dataset.is_resident(file, 0, head):
+            return None
+        try:
+            data = _read(self.dataset, file, head)
+            found = read_offsets(data, int(self.shape.first[shard + 1] - self.shape.first[shard]), self._size(file))
+        except (OSError, ShardFormatError):
+            return None  # the reader will hear of it
+        self._offsets[shard] = found
+        self._bytes += found.nbytes
+        while self._bytes > OFFSETS_BYTES and len(self._offsets) > 1:
+            self._bytes -= self._offsets.popitem(last=False)[1].nbytes
+        return found
+
+    def _size(self, file: int) -> int:
+        return self.dataset.size(file)
+
+    def run_of(self, offsets: NDArray[np.int64], first: int, stop: int) -> Run:
+        """The blocks that samples first:stop of a shard lie on."""
+        begin, end = int(offsets[first]) // BLOCK, -(-int(offsets[stop]) // BLOCK)
+        return begin, end - begin
+
+    def samples_in(self, offsets: NDArray[np.int64], first: int, count: int) -> tuple[int, int]:
+        """Samples of a shard that have a byte in these blocks."""
+        low = int(np.searchsorted(offsets, first * BLOCK, "right")) - 1
+        high = int(np.searchsorted(offsets, (first + count) * BLOCK, "left"))
+        return max(low, 0), min(max(high, max(low, 0)), len(offsets) - 1)
+
+
+def _shape(dataset: Dataset) -> tuple[Shape, NDArray[np.bool_]]:
+    """The dataset in the plan's terms, its sizes in whole blocks; and which shards are of a line format."""
+    tables = dataset.tables
+    rows = tables.shards["file"].astype(np.int64)
+    lines = np.array([schema["format"] != "mds" for schema in tables.schemas], np.bool_)[tables.shards["schema"]]
+    meta = np.minimum(rows + 1, len(tables.files) - 1)
+    sizes, stored = _blocks(tables.files["size"]), tables.files["stored"]
+    compressed = [dataset.whole_only or not each.startswith("zstd") for each in tables.compressions]
+    whole = np.array([*compressed, False], np.bool_)[tables.files["compression"][rows]]
+    shape = Shape(
+        np.asarray(tables.first_sample, np.int64),
+        sizes[rows] + np.where(lines, sizes[meta], 0),
+        stored[rows] + np.where(lines, stored[meta], 0),
+        whole | lines | dataset.shard_level,
+    )
+    return shape, lines
+
+
+def _blocks(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return -(-sizes // BLOCK) * BLOCK
+
+
+def _read(dataset: Dataset, file: int, length: int) -> bytes:
+    fd = dataset.folder.read_fd(file)
+    try:
+        return os.pread(fd, length, 0)
+    finally:
+        os.close(fd)
+
+
+class PlannedPolicy:
+    """See `Policy`."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
+        self.datasets: dict[int, PlannedDataset] = {}
+        self._others = LeastRecentlyUsed()
+        self._left_over = LeastRecentlyUsed()
+
+    def __repr__(self) -> str:
+        return f"PlannedPolicy({self._others}, {self.planner})"
+
+    def plan(self, planned: PlannedDataset) -> None:
+        """From now on the planner says what goes of this dataset."""
+        number = planned.dataset.number
+        self.datasets[number] = planned
+        self.planner.add_dataset(number, planned.shape)
+        self._others.move(number, self._left_over)
+
+    def unplan(self, number: int) -> None:
+        """Nobody has told of an order of this dataset any more."""
+        if self.datasets.pop(number, None) is not None:
+            self.planner.remove_dataset(number)
+            self._left_over.move(number, self._others)
+
+    def _of(self, dataset: int) -> LeastRecentlyUsed:
+        return self._left_over if dataset in self.datasets else self._others
+
+    # ---- what the cache tells ----------------------------------------------------------------------------------------
+
+    def adopt(self, dataset: int, files: Iterable[int]) -> None:
+        """See `Policy`."""
+        self._of(dataset).adopt(dataset, files)
+
+    def touch(self, chunk: Chunk) -> None:
+        """See `Policy`."""
+        self._of(chunk[0]).touch(chunk)
+
+    def forget(self, chunk: Chunk) -> None:
+        """See `Policy`."""
+        self._of(chunk[0]).forget(chunk)
+
+    def forget_file(self, key: FileKey) -> None:
+        """See `Policy`."""
+        self._of(key[0]).forget_file(key)
+
+    def is_recent(self, chunk: Chunk) -> bool:
+        """See `Policy`."""
+        return self._of(chunk[0]).is_recent(chunk)
+
+    def arrived(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+        """See `Policy`."""
+        planned = self.datasets.get(dataset.number)
+        if planned is None or (shard := planned.shard_of(file)) < 0:
+            return
+        self.planner.holds(dataset.number, shard, planned.held(shard))
+        if planned.shape.whole[shard]:
+            return
+        state = self.planner.dataset(dataset.number)
+        if state.heads[shard] != HERE and planned.offsets(shard) is not None:
+            if not dataset.is_resident(file, 0, planned.shape.head_bytes(shard)):
+                return
+            self.planner.head_arrived(dataset.number, shard)
+            first, count = 0, dataset.blocks(file)  # what came before its head did
+            for begin, many in dataset.residency.runs(file, first, count, present=True):
+                self._samples_arrived(planned, shard, file, begin, many)
+            return
+        self._samples_arrived(planned, shard, file, first, count)
+
+    def _samples_arrived(self, planned: PlannedDataset, shard: int, file: int, first: int, count: int) -> None:
+        offsets = planned.offsets(shard)
+        if offsets is None:
+            return
+        low, high = planned.samples_in(offsets, first, count)
+
+        def is_here(index: int) -> bool:
+            start, stop = int(offsets[index]), int(offsets[index + 1])
+            inside = first * BLOCK <= start and stop <= (first + count) * BLOCK
+            return inside or planned.dataset.is_resident(file, start, stop - start)
+
+        while low < high and not is_here(low):
+            low += 1
+        while low < high and not is_here(high - 1):
+            high -= 1
+        if low < high:
+            base = int(planned.shape.first[shard])
+            self.planner.arrived(planned.dataset.number, base + low, base + high)
+
+    def gone(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+        """See `Policy`."""
+        planned = self.datasets.get(dataset.number)
+        if planned is None or (shard := planned.shard_of(file)) < 0:
+            return
+        self.planner.holds(dataset.number, shard, planned.held(shard))
+        low = high = base = int(planned.shape.first[shard])
+        if not planned.shape.whole[shard]:
+            if first * BLOCK < planned.shape.head_bytes(shard):
+                self.planner.head_gone(dataset.number, shard)
+            offsets = planned.offsets(shard)
+            if offsets is None:
+                high = int(planned.shape.first[shard + 1])
+            else:
+                low, high = (base + each for each in planned.samples_in(offsets, first, count))
+        self.planner.gone(dataset.number, low, high, count * BLOCK)
+
+    # ---- what the cache asks -----------------------------------------------------------------------------------------
+
+    def victims(self, incoming: Incoming = ANYTHING) -> Iterator[Victim]:
+        """See `Policy`."""
+        yield from self._others.victims(incoming)
+        if not self.datasets:
+            return
+        for unit in self.planner.victims(incoming.distance):
+            yield from self._blocks_of(self.datasets[unit.dataset], unit)
+        for victim in self._left_over.victims(incoming):
+            if self._soonest(victim) > incoming.distance:
+                yield victim
+
+    def _blocks_of(self, planned: PlannedDataset, unit: Unit) -> Iterator[Victim]:
+        dataset = planned.dataset
+        if unit.sample is None:
+            for file in reversed(planned.files(unit.shard)):
+                for index in reversed(range(-(-dataset.blocks(file) // dataset.grain(file)))):
+                    yield Victim(dataset.number, file, index)
+            return
+        if (run := self._run_of(planned, unit)) is not None:
+            yield Victim(dataset.number, planned.files(unit.shard)[0], None, run)
+
+    def _run_of(self, planned: PlannedDataset, unit: Unit) -> Run | None:
+        """The blocks of a sample, without those that something needed sooner lies on."""
+        offsets = planned.offsets(unit.shard)
+        if offsets is None or unit.sample is None:
+            return None
+        base = int(planned.shape.first[unit.shard])
+        index = unit.sample - base
+        first, count = planned.run_of(offsets, index, index + 1)
+        end = first + count
+        head = -(-planned.shape.head_bytes(unit.shard) // BLOCK)
+        first = max(first, head)
+        if first < end and self._is_needed(planned, unit, offsets, first):
+            first += 1
+        if first < end and self._is_needed(planned, unit, offsets, end - 1):
+            end -= 1
+        return (first, end - first) if first < end else None
+
+    def _is_needed(self, planned: PlannedDataset, unit: Unit, offsets: NDArray[np.int64], block: int) -> bool:
+        """Whether another sample on a block is here and read sooner than the unit."""
+        base = int(planned.shape.first[unit.shard])
+        low, high = planned.samples_in(offsets, block, 1)
+        others = np.arange(base + low, base + high)
+        here = self.planner.dataset(unit.dataset).samples[others] == HERE
+        others = others[here & (others != unit.sample)]
+        return bool(len(others)) and self.planner.soonest(unit.dataset, others) < unit.distance
+
+    def _soonest(self, victim: Victim) -> int:
+        """How soon something of a chunk, or of a file, is read that is here."""
+        planned = self.datasets[victim.dataset]
+        shard = planned.shard_of(victim.file)
+        if shard < 0:
+            return UNKNOWN
+        offsets = planned.offsets(shard)
+        if victim.chunk is None or offsets is None or planned.shape.whole[shard]:
+            return self.planner.soonest_of_shard(victim.dataset, shard)
+        first, count = planned.dataset.chunk_run(victim.file, victim.chunk)
+        if first * BLOCK < planned.shape.head_bytes(shard):
+            return self.planner.soonest_of_shard(victim.dataset, shard)
+        base = int(planned.shape.first[shard])
+        low, high = planned.samples_in(offsets, first, count)
+        samples = np.arange(base + low, base + high)
+        here = self.planner.dataset(victim.dataset).samples[samples] == HERE
+        return self.planner.soonest(victim.dataset, samples[here])

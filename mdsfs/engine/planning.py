@@ -1,0 +1,318 @@
+"""The engine's plan: what is known of jobs goes to the planner, and what the planner wants becomes flights.
+
+Its calls come from the hints, synchronously, and only note what has happened; the task `run` launches. What costs time
+at large sizes (sorting an epoch's order) is done in a thread, before the planner hears of that epoch; readers are
+served without a plan until then.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from mdsfs.plan.planner import Planner
+from mdsfs.plan.track import prepare
+from streaming.engine.residency import BLOCK
+from streaming.errors import StreamingError
+
+from .planned import PlannedDataset, PlannedPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mdsfs.plan.epoch import Stream
+    from mdsfs.plan.planner import Fetch
+
+    from .cache import Cache
+    from .dataset import Dataset
+    from .fills import Fills
+    from .flights import Flight
+    from .hints import Job
+
+__all__ = ["Planning"]
+
+log = logging.getLogger(__name__)
+
+# Bytes on their way at once, whatever the link seems to be like, and of a small cache only a part.
+LEAST_IN_FLIGHT = 4 << 20
+MOST_IN_FLIGHT = 256 << 20
+SHARE = 8
+# Orders that are sorted at the same time: each takes some bytes of memory per sample meanwhile.
+SORTED_AT_ONCE = 1
+
+
+class _Known:
+    """A job with what the planner has been told of it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.epochs: dict[int, NDArray[np.int64]] = {}
+        """Orders that the planner has, or is about to get."""
+        self.numbers: set[int] = set()
+        """Datasets."""
+
+
+class _Under:
+    """A fetch under way, in so many flights."""
+
+    __slots__ = ("fetch", "left", "no_room")
+
+    def __init__(self, fetch: Fetch) -> None:
+        self.fetch = fetch
+        self.left = 1
+        self.no_room = False
+
+
+class Planning:
+    """The plan of one engine. `run` must be running."""
+
+    def __init__(self, cache: Cache, fills: Fills, nursery: trio.Nursery) -> None:
+        """Becomes the policy of the cache, which must be empty still; `nursery` outlives every client."""
+        self.planner = Planner(cache.ledger.limit * BLOCK)
+        self.policy = PlannedPolicy(self.planner)
+        self._cache, self._fills, self._nursery = cache, fills, nursery
+        self._jobs: dict[str, _Known] = {}
+        self._admitting: dict[int, trio.Event] = {}
+        self._sorting = trio.CapacityLimiter(SORTED_AT_ONCE)
+        self._under: set[_Under] = set()
+        self._launched: set[Flight] = set()
+        self._work = trio.Event()
+        cache.policy = self.policy
+
+    def __repr__(self) -> str:
+        return f"Planning({len(self._jobs)} jobs, {len(self._under)} fetches under way)"
+
+    def covers(self, dataset: Dataset) -> bool:
+        """Whether the plan looks after this dataset: reads of it need no guess at what comes next."""
+        return self.planner.covers(dataset.number)
+
+    # ---- what the hints tell -----------------------------------------------------------------------------------------
+
+    def job_changed(self, job: Job) -> None:
+        """A new job, or it has other orders than before."""
+        known = self._jobs.get(job.key)
+        if known is None or known.job is not job:
+            known = self._jobs[job.key] = _Known(job)
+        for epoch in [epoch for epoch, order in known.epochs.items() if job.orders.get(epoch) is not order]:
+            del known.epochs[epoch]
+            self.planner.drop_epoch(job.key, epoch)
+        for epoch, order in sorted(job.orders.items()):
+            if epoch not in known.epochs:
+                known.epochs[epoch] = order
+                self._nursery.start_soon(self._learn, known, epoch, order, name=f"plan of epoch {epoch} of {job.key}")
+
+    def moved(self, job: Job, rank: int, worker: int, epoch: int, batch: int) -> None:
+        """A reader is about to read this batch of this epoch."""
+        self.planner.moved(job.key, rank, worker, epoch, batch)
+        self._work.set()
+
+    def job_ended(self, job: Job) -> None:
+        """Its last reader has gone."""
+        known = self._jobs.pop(job.key, None)
+        if known is None:
+            return
+        known.epochs.clear()
+        self.planner.remove_job(job.key)
+        for number in known.numbers - {each for other in self._jobs.values() for each in other.numbers}:
+            self.policy.unplan(number)
+        self._set_capacity()
+
+    # ---- orders ------------------------------------------------------------------------------------------------------
+
+    async def _learn(self, known: _Known, epoch: int, order: NDArray[np.int64]) -> None:
+        """Prepare an epoch's order, and give it to the planner if it is still wanted then."""
+        job = known.job
+        datasets = {each.number: each for each in job.datasets if each is not None}
+        try:
+            for dataset in datasets.values():
+                await self._admit(known, dataset)
+            streams = _streams(job)
+            shapes = {number: self.policy.datasets[number].shape for number in streams}
+            prepared = await trio.to_thread.run_sync(prepare, order, streams, shapes, limiter=self._sorting)
+        except (StreamingError, ValueError, MemoryError, KeyError) as error:
+            log.warning("no plan of epoch %d of job %s: %s", epoch, job.key, error)
+            return
+        if self._jobs.get(job.key) is not known or known.epochs.get(epoch) is not order:
+            return
+        self.planner.add_epoch(job.key, streams, epoch, prepared)
+        for (rank, worker), place in job.positions.items():
+            self.planner.moved(job.key, rank, worker, *place)
+        self._set_capacity()
+        for number in streams:
+            log.info("plan of %s: %s", datasets[number].url, self.planner.dataset(number).regime)
+        self._work.set()
+
+    async def _admit(self, known: _Known, dataset: Dataset) -> None:
+        """Make a dataset known to the planner."""
+        known.numbers.add(dataset.number)
+        while (event := self._admitting.get(dataset.number)) is not None:
+            await event.wait()
+        if dataset.number in self.policy.datasets:
+            return
+        event = self._admitting[dataset.number] = trio.Event()
+        try:
+            if len(dataset.tables.files) and any(each.startswith("zstd") for each in dataset.tables.compressions):
+                await self._fills.forms.find(dataset, int(dataset.tables.shards["file"][0]))
+            if self._jobs.get(known.job.key) is not known:
+                raise StreamingError("the job has ended")
+            self.policy.plan(PlannedDataset(dataset))
+            self._nursery.start_soon(self._survey, dataset, name=f"survey of {dataset.number}")
+        finally:
+            del self._admitting[dataset.number]
+            event.set()
+
+    async def _survey(self, dataset: Dataset) -> None:
+        """Tell the planner what has been resident before it came."""
+        planned = self.policy.datasets.get(dataset.number)
+        for file in list(self._cache.ledger.files_with_blocks(dataset.number)):
+            if planned is None or self.policy.datasets.get(dataset.number) is not planned:
+                return
+            if (shard := planned.shard_of(file)) >= 0:
+                await trio.to_thread.run_sync(planned.load, shard)
+                for first, count in dataset.residency.extents(file):
+                    self.policy.arrived(dataset, file, first, count)
+        self._work.set()
+
+    def _set_capacity(self) -> None:
+        """What the cache has for data: without what files cost beside it."""
+        ledger = self._cache.ledger
+        files = heads = 0
+        for planned in self.policy.datasets.values():
+            files += planned.shape.shards
+            counts = planned.shape.first[1:] - planned.shape.first[:-1]
+            heads += int((-(-(4 * counts + 8) // BLOCK)).sum())
+        blocks = ledger.limit - ledger.fixed
+        blocks -= min(2 * files + heads, blocks // 4)
+        self.planner.capacity = max(blocks * 128 // 129, 1) * BLOCK
+        self.planner.decide()
+
+    # ---- fetching ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Launch for ever what the planner wants."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            if self.policy.datasets:
+                self.planner.link = self._fills.pool.meter.link()
+                self._pump()
+            await trio.lowlevel.checkpoint()
+
+    def _pump(self) -> None:
+        target = max(LEAST_IN_FLIGHT, min(2 * self.planner.link.in_flight, MOST_IN_FLIGHT))
+        target = min(target, self._cache.ledger.limit * BLOCK // SHARE)
+        wanted = target - self._fills.in_flight * BLOCK
+        if wanted <= 0 or len(self._under) >= self._fills.pool.most_running:
+            return
+        for fetch in self.planner.fetches(self._free(), wanted):
+            self._launch(fetch)
+        if self.planner.more:
+            self._work.set()
+
+    def _free(self) -> int:
+        """Bytes for which nothing planned must go."""
+        ledger = self._cache.ledger
+        coming = sum(each.count for each in self._launched if not each.reserved and each.frontier == each.start)
+        planned = sum(ledger.dataset_resident(number) for number in self.policy.datasets)
+        return max(ledger.free - coming + ledger.resident - planned, 0) * BLOCK
+
+    def _launch(self, fetch: Fetch) -> None:
+        planned = self.policy.datasets[fetch.dataset]
+        dataset, under = planned.dataset, _Under(fetch)
+        self._under.add(under)
+        for file, start, stop in self._ranges(planned, fetch):
+            under.left += 1
+            if dataset.checked[file] and self._fills.forms.is_known(dataset, file):
+                self._fly(under, dataset, file, start, stop)
+            else:
+                # may take as long as the store does: the others must not wait
+                self._nursery.start_soon(self._find, under, dataset, file, start, stop)
+        self._part_ended(under)
+
+    def _ranges(self, planned: PlannedDataset, fetch: Fetch) -> Iterator[tuple[int, int, int]]:
+        """The byte ranges of a fetch, by file."""
+        files = planned.files(fetch.shard)
+        if fetch.kind == "head":
+            yield files[0], 0, planned.shape.head_bytes(fetch.shard)
+        elif fetch.kind == "shard":
+            for file in reversed(files):  # of the line formats the meta file first
+                yield file, 0, planned.dataset.size(file)
+        elif (offsets := planned.offsets(fetch.shard)) is not None:
+            base = int(planned.shape.first[fetch.shard])
+            yield files[0], int(offsets[fetch.first - base]), int(offsets[fetch.stop - base])
+
+    async def _find(self, under: _Under, dataset: Dataset, file: int, start: int, stop: int) -> None:
+        try:
+            await self._fills.check(dataset, file)
+            await self._fills.forms.find(dataset, file)
+        except StreamingError as error:
+            log.debug("not fetching ahead: %s", error)
+            self._part_ended(under)
+            return
+        self._fly(under, dataset, file, start, stop)
+
+    def _fly(self, under: _Under, dataset: Dataset, file: int, start: int, stop: int) -> None:
+        def landed(flight: Flight) -> None:
+            self._launched.discard(flight)
+            under.no_room |= flight.no_room
+            self._part_ended(under)
+
+        work = dataset.work.get(file)
+        if work is None or work.error is None:
+            distance = under.fetch.distance
+            flights = self._fills.launch(dataset, file, start, stop, demand=False, distance=distance, landed=landed)
+            under.left += len(flights)
+            self._launched.update(flights)
+            if not flights:
+                first = start // BLOCK
+                self.policy.arrived(dataset, file, first, -(-stop // BLOCK) - first)
+        self._part_ended(under)
+
+    def _part_ended(self, under: _Under) -> None:
+        under.left -= 1
+        if under.left:
+            return
+        self._under.discard(under)
+        if under.fetch.dataset in self.policy.datasets:
+            self.planner.ended(under.fetch, again=under.no_room)
+        self._work.set()
+
+    # ---- for people --------------------------------------------------------------------------------------------------
+
+    def to_json(self, key: str) -> dict[str, Any] | None:
+        """What the status shows of a job's plan; None where there is none yet."""
+        known, state = self._jobs.get(key), self.planner.state_of(key)
+        if known is None or state is None:
+            return None
+        regimes = [
+            {
+                "url": self.policy.datasets[number].dataset.url,
+                "regime": regime.kind,
+                "reason": regime.reason,
+                "changes_at_bytes": regime.changes_at_bytes,
+            }
+            for number, regime in state.regimes.items()
+            if number in self.policy.datasets
+        ]
+        return {
+            "epoch": state.epoch,
+            "position": state.position,
+            "horizon": state.horizon,
+            "known": state.known,
+            "datasets": regimes,
+        }
+
+
+def _streams(job: Job) -> dict[int, list[Stream]]:
+    """Per dataset its parts of the job's ids."""
+    found: dict[int, list[Stream]] = {}
+    for place, dataset in enumerate(job.datasets):
+        if dataset is not None:
+            first, stop = int(job.first_ids[place]), int(job.first_ids[place + 1])
+            found.setdefault(dataset.number, []).append((dataset.number, first, stop - first))
+    return found
