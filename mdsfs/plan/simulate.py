@@ -130,6 +130,11 @@ class _Cache:
         self.reserved -= size
         self.used += size - before
 
+    def keep(self, size: float) -> None:
+        """Reserved room has been filled with what stays."""
+        self.reserved -= size
+        self.used += size
+
     def drop(self, first: int, stop: int) -> float:
         """Bytes that these samples took."""
         size = float(self.samples[first:stop].sum())
@@ -157,6 +162,9 @@ class _Simulation:
         self._now = 0.0
         self._coming: list[tuple[float, int, Fetch, float]] = []
         self._in_flight = 0.0
+        self._due: NDArray[np.float64] = np.full(workload.shape.samples, np.inf)  # when what is on its way comes
+        self._given = 0.0  # bytes that have gone, and of which the planner is yet to hear
+        self._refill = self._budget / 2 / bandwidth
         self._satisfied = False  # the planner wants no more before readers move on
         self._flights: dict[int, float] = {}  # shards that come as a whole: when
         self._partly: dict[int, int] = {}  # bytes on their way of shards that come in parts
@@ -233,18 +241,19 @@ class _Simulation:
             absent = int((self._state.samples[ids] == ABSENT).sum())
             if absent:
                 self._ask(most=absent * self._shape.sample_bytes)
-            if self._coming:
-                self._land()
-            else:
+            if not self._coming:
                 self._pass_by(ids)
                 return
+            # what is on its way comes together; a head must come before what it leads to is asked for
+            due = float(self._due[ids].max())
+            self._land(due if np.isfinite(due) and due > self._now else self._coming[0][0])
 
     def _pass(self, seconds: float) -> None:
         """Compute, while bytes come."""
         until = self._now + seconds
         self._ask()
         while self._coming and self._coming[0][0] <= until:
-            self._land()
+            self._land(min(until, self._coming[0][0] + self._refill))
         self._now = until
 
     def _pass_by(self, ids: NDArray[np.int64]) -> None:
@@ -264,32 +273,49 @@ class _Simulation:
             return  # by lots: each costs the planner a look at what lies ahead
         before = self._in_flight
         victims: Iterator[Unit] | None = None
+        taken: list[Unit] = []
+        sent: list[Fetch] = []
         for fetch in self._planner.fetches(int(self._cache.free), int(wanted)):
             if victims is None and fetch.size > self._cache.free:
                 victims = self._planner.victims()
-            if victims is not None and not self._make_room(fetch, victims):
+            if victims is not None and not self._make_room(fetch, victims, taken):
                 self._planner.ended(fetch, again=True)
                 continue
+            self._cache.reserve(fetch.size)
+            sent.append(fetch)
+        self._give_up(taken)
+        for fetch in sent:
             self._send(fetch)
         self._satisfied = self._in_flight - before < wanted / 2
 
-    def _make_room(self, fetch: Fetch, victims: Iterator[Unit]) -> bool:
+    def _make_room(self, fetch: Fetch, victims: Iterator[Unit], taken: list[Unit]) -> bool:
         while self._cache.free < fetch.size:
             unit = next(victims, None)
             if unit is None or unit.distance <= fetch.distance:
                 return False
-            first, stop = self._samples_of(unit)
-            size = self._cache.drop(first, stop)
+            size = self._cache.drop(*self._samples_of(unit))
             self._evicted += size
-            self._planner.gone(_DATASET, first, stop, int(size))
-            self._planner.holds(_DATASET, unit.shard, self._held(unit.shard))
+            self._given += size
+            taken.append(unit)
         return True
 
-    def _held(self, shard: int) -> int:
-        """Bytes of a shard that are here, without what their blocks have beside them: all of it only if all is here."""
-        first, stop = int(self._shape.first[shard]), int(self._shape.first[shard + 1])
-        count = int((self._state.samples[first:stop] == HERE).sum())
-        return int(self._shape.sizes[shard]) * count // max(stop - first, 1)
+    def _give_up(self, units: list[Unit]) -> None:
+        """Tell the planner of what has gone."""
+        if not units:
+            return
+        samples = [np.arange(*self._samples_of(unit)) for unit in units if unit.sample is None]
+        samples.append(np.array([unit.sample for unit in units if unit.sample is not None], np.int64))
+        gone = np.concatenate(samples)
+        self._planner.gone_all(_DATASET, gone, int(self._given))
+        self._given = 0.0
+        self._recount(gone)
+
+    def _recount(self, samples: NDArray[np.int64]) -> None:
+        """Tell the planner how much is here of the shards of these samples: of one all only if all of it is."""
+        for shard in np.unique(self._shape.shard_of(samples)).tolist():
+            first, stop = int(self._shape.first[shard]), int(self._shape.first[shard + 1])
+            count = int(np.count_nonzero(self._state.samples[first:stop] == HERE))
+            self._planner.holds(_DATASET, shard, int(self._shape.sizes[shard]) * count // max(stop - first, 1))
 
     def _samples_of(self, unit: Unit) -> tuple[int, int]:
         if unit.sample is not None:
@@ -312,10 +338,11 @@ class _Simulation:
             self._partly[shard] = self._partly.get(shard, 0) + fetch.size
         self._count += 1
         heapq.heappush(self._coming, (finish, self._count, fetch, size))
+        if fetch.kind != "head":
+            self._due[fetch.first : fetch.stop] = finish
         self._in_flight += size
         self._bytes += size
         self._requests += requests
-        self._cache.reserve(fetch.size)
 
     def _size(self, fetch: Fetch) -> float:
         """Bytes that must come for it."""
@@ -339,24 +366,30 @@ class _Simulation:
         # frames are cut between samples: both ends are in the middle of one, on average
         return min(count * each + max(frame - each, 0.0), raw) * stored / raw
 
-    def _land(self) -> None:
-        """The next fetch has come."""
-        finish, _, fetch, size = heapq.heappop(self._coming)
-        self._now = max(self._now, finish)
-        self._in_flight -= size
-        shard = fetch.shard
-        if fetch.kind == "shard":
-            del self._flights[shard]
-        elif fetch.kind == "samples":
-            self._partly[shard] -= fetch.size
-        if fetch.kind == "head":
-            self._cache.reserved -= fetch.size
-            self._cache.used += fetch.size
-            self._planner.head_arrived(_DATASET, shard)
-            self._satisfied = False
-        else:
-            self._cache.fill(fetch.first, fetch.stop, fetch.size)
-            self._planner.arrived(_DATASET, fetch.first, fetch.stop)
-            self._planner.holds(_DATASET, shard, self._held(shard))
-        self._planner.ended(fetch, again=False)
+    def _land(self, until: float) -> None:
+        """All fetches that have come by then."""
+        arrived: list[NDArray[np.int64]] = []
+        over: list[Fetch] = []
+        while self._coming and self._coming[0][0] <= until:
+            finish, _, fetch, size = heapq.heappop(self._coming)
+            self._now = max(self._now, finish)
+            self._in_flight -= size
+            if fetch.kind == "head":
+                self._cache.keep(fetch.size)
+                self._planner.head_arrived(_DATASET, fetch.shard)
+                self._satisfied = False
+            else:
+                if fetch.kind == "shard":
+                    del self._flights[fetch.shard]
+                else:
+                    self._partly[fetch.shard] -= fetch.size
+                self._cache.fill(fetch.first, fetch.stop, fetch.size)
+                arrived.append(np.arange(fetch.first, fetch.stop))
+            over.append(fetch)
+        if arrived:
+            samples = np.unique(np.concatenate(arrived))
+            self._planner.arrived_all(_DATASET, samples)
+            self._recount(samples)
+        for fetch in over:
+            self._planner.ended(fetch, again=False)
         self._ask()

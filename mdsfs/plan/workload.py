@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_SAMPLES", "Stored", "Workload"]
 
-# A fetch of one sample costs some twenty microseconds to simulate: an epoch of these takes about ten seconds.
-MOST_SAMPLES = 400_000
+# A fetch of one sample costs some hundred microseconds to simulate: an epoch of these takes about ten seconds.
+MOST_SAMPLES = 100_000
 # Below so many shards the share that is kept would no longer be like the rest.
-LEAST_SHARDS = 128
+LEAST_SHARDS = 64
 
 
 @dataclass(frozen=True, slots=True)
