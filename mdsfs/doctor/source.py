@@ -61,6 +61,8 @@ def check(source: str, options: RemoteOptions) -> tuple[list[Finding], Index | N
         index = parse_index(data)
     except StreamingError as error:
         return [*findings, _refused(error)], None
+    if source.startswith("s3://"):
+        findings.append(ok("credentials", "none are needed" if options.anonymous else "are accepted"))
     findings.append(
         ok("index", f"{len(index.shards):,} shards, {index.samples:,} samples, read in {taken * 1e3:.0f} ms")
     )
