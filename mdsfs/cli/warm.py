@@ -29,7 +29,8 @@ examples:
 
 A pinned shard stays in the cache whatever is read beside it, also when the engine is started again, until it is
 unpinned. All pinned shards together must fit into the cache limit. Patterns are of paths as the mount shows them; with
---cache-dir of URLs, or of names alone. Quote them, so that the shell leaves them alone.
+--cache-dir of URLs, or of names alone. Quote them, so that the shell leaves them alone. Where a dataset was written
+anew, pins stay with what the cache holds of the old one: mdsfs warm --cache-dir DIR --unpin.
 """
 
 
