@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from mdsfs.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["Service", "install", "program", "uninstall", "units_folder"]
+__all__ = ["Service", "hidden", "install", "program", "uninstall", "units_folder"]
 
 CONFIGURATIONS = "etc/mdsfs"
 UNITS = ("mdsfs-engine@.service", "mdsfs@.service")
@@ -92,6 +92,11 @@ def program() -> str:
     return os.path.abspath(found) if found else f"{sys.executable} -m mdsfs"
 
 
+def hidden(paths: Iterable[str]) -> str | None:
+    """The first path that ProtectHome= of the units hides, if any."""
+    return next((path for path in paths if path.startswith(("/home/", "/root/", "/run/user/"))), None)
+
+
 def install(service: Service, *, start: bool = True) -> None:
     """Write everything, then enable the mount and start it; returns when it answers reads.
 
@@ -144,6 +149,8 @@ def _check_root(service: Service) -> None:
         return
     if os.geteuid() != 0:
         raise ServiceError("only root may change the services of this host: use sudo")
+    if place := hidden([program().split()[0], os.path.realpath(sys.executable)]):
+        raise ServiceError(f"services do not see {place}: install mdsfs outside of homes, in /opt or /usr/local")
     if not os.path.isdir("/run/systemd/system"):
         raise ServiceError("systemd is not running here: use --root DIR to write the files into a tree that it boots")
 

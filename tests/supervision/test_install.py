@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mdsfs.cli.main import main
-from mdsfs.supervision.install import program, units_folder
+from mdsfs.supervision.install import hidden, program, units_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +87,12 @@ def test_a_second_time_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert install(tmp_path) == 12
     assert "uninstall" in capsys.readouterr().err
     assert main(["uninstall-service", "other", "--root", str(tmp_path)]) == 12
+
+
+def test_programs_that_services_do_not_see() -> None:
+    """One in a home is found before anything is written."""
+    assert hidden(["/opt/mdsfs/bin/mdsfs", "/usr/bin/python3"]) is None
+    assert hidden(["/opt/mdsfs/bin/mdsfs", "/root/.pyenv/bin/python"]) == "/root/.pyenv/bin/python"
 
 
 def test_examples_are_valid(capsys: pytest.CaptureFixture[str]) -> None:

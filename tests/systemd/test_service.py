@@ -167,19 +167,25 @@ def test_an_engine_is_upgraded_under_its_mount(world: World) -> None:
     world.machine.run("systemctl", "restart", ENGINE)
 
 
-def test_a_mount_that_hangs_is_ended(world: World) -> None:
-    """A stopped mount answers no read: the watchdog ends it, and the next one reads from the warm cache."""
+def test_what_hangs_is_ended(world: World) -> None:
+    """A stopped mount and a stopped engine are ended by their watchdogs; what follows reads from the warm cache."""
     sent = warm(world)
-    before, pid = restarts_of(world, UNIT), world.machine.pid(UNIT)
-    ended = os.pidfd_open(pid)
-    os.kill(pid, signal.SIGSTOP)
-    wait_for(ended)
-    until(lambda: restarts_of(world, UNIT) > before, 60)
+    before = {unit: restarts_of(world, unit) for unit in (UNIT, ENGINE)}
+    pids = [world.machine.pid(unit) for unit in (UNIT, ENGINE)]
+    ended = [os.pidfd_open(pid) for pid in pids]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for each in ended:
+        wait_for(each)
+    until(lambda: all(restarts_of(world, unit) > before[unit] for unit in before), 60)
     world.settled()
     cold_pages(world)
     world.read_all()
     assert world.sent() == sent
-    assert "Watchdog timeout" in world.machine.journal(UNIT)
+    for unit in (UNIT, ENGINE):
+        journal = world.machine.journal(unit)
+        assert "Watchdog timeout" in journal
+        assert "Fatal Python error: Aborted" in journal  # and where each thread was
 
 
 def test_a_stop_waits_for_a_reader(world: World) -> None:
