@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from streaming.errors import (
     ShardCorruptError,
 )
 from streaming.mds.tables import load_tables
+from streaming.pins import pinned_map
 from streaming.remote import RemoteOptions
 from streaming.sources import check_hash_name, map_file
 
@@ -48,6 +50,8 @@ TOUCH = 1 << 20
 TOUCHED = 512
 # How much further than it needs a sequential reader looks into the table at once.
 LOOK = 256 << 10
+# How often a shard is read by copying before it is pinned for views, which takes a request to the engine.
+READS = 4
 # How long a read waits for bytes that are not in the cache.
 READ_TIMEOUT = 120.0
 
@@ -145,6 +149,7 @@ class EngineFolder:
         self.tables = self._session.tables
         self._sizes = self.tables.files["size"]
         limit = int(self._session.client.engine["options"]["cache_limit"])
+        self.pinnable = limit // SHARE
         # below the stride the reader would only get in the way of others
         self.window = min(WINDOW, limit // SHARE)
         self.stride = min(STRIDE, self.window // 2)
@@ -263,6 +268,7 @@ class _EngineFile:
     def __init__(self, folder: EngineFolder, file: int, name: str, size: int) -> None:
         self.name, self.size, self.memory = name, size, 0
         self._folder, self._file = folder, file
+        self._reads = 0
         self._last = self._asked = 0  # where the last read ended, and up to where the reader has told of itself
         self._adopt(folder.session(folder.deadline()))
 
@@ -276,18 +282,50 @@ class _EngineFile:
             os.close(opened.fd)
         self._session = session
         self._known = (-1, 0, 0)  # at this generation, what lies between these offsets was found resident
-        self.guard = _Guard(session.generations, self._file, -1)
-        if opened.direct:  # the source's own file, which the engine neither fills nor takes away
-            self.guard.whole[0] = session.generations[self._file]
+        # the source's own file is what the engine neither fills nor takes away
+        self.guard = None if opened.direct else _Guard(session.generations, self._file, -1)
+
+    def pin(self) -> bool:
+        """Have the file stay as it is, if all of it is in the cache and it is read often enough; `guard` is None then.
+
+        Whoever has a view of `raw` holds the pin, see `streaming.pins`.
+        """
+        self._reads += 1
+        session, guard = self._session, self.guard
+        if guard is None or self._reads < READS or self.size > self._folder.pinnable:
+            return guard is None
+
+        def is_whole() -> bool:
+            return not guard.generations[self._file] & 1 and session.residency.is_resident(self._file, 0, self.size)
+
+        self._reads = 0
+        found = None
+        if is_whole():
+            with suppress(EngineError):
+                found = pinned_map(lambda: session.client.file(session.dataset, self._file), is_whole)
+        if found is None:
+            return False
+        self._unpinned = self.raw, guard
+        self.raw, self.guard = found, None
+        return True
+
+    def unpin(self) -> None:
+        """Read by copying again; views that exist go on holding the pin."""
+        self.raw, self.guard = self._unpinned
 
     def head(self, stop: int) -> memoryview:
         return memoryview(self._get(0, stop))
 
     def decode(self, decoder: Decoder, start: int, stop: int) -> dict[str, Any]:
+        if self.guard is None:
+            return decoder(memoryview(self.raw), start, stop)
         return decoder(self._get(start, stop), 0, stop - start)
 
     def _get(self, start: int, stop: int) -> bytes:
         """A copy of these bytes, fetched if need be."""
+        if self.guard is None:
+            stable: bytes = self.raw[start:stop]
+            return stable
         if start == self._last and start >= self._asked:
             self._go_on(start)
         self._last = stop
@@ -302,31 +340,34 @@ class _EngineFile:
     def _go_on(self, start: int) -> None:
         """A sequential reader is here."""
         folder, guard = self._folder, self.guard
-        if folder.stride and guard.whole[0] != guard.generations[self._file]:
+        if folder.stride and guard and guard.whole[0] != guard.generations[self._file]:
             folder.tell(self._file, start)
         self._asked = start + max(folder.stride // 2, 1)
 
     def _copy(self, start: int, stop: int) -> bytes | None:
         """A copy of these bytes if they are resident."""
         guard, file = self.guard, self._file
+        if guard is None:  # came with a session in which the source's own file is read
+            stable: bytes = self.raw[start:stop]
+            return stable
         generation = guard.generations[file]
         if generation != guard.whole[0]:
             known = self._known
             is_known = known[0] == generation and known[1] <= start and stop <= known[2]
-            if not is_known and (generation & 1 or not self._look(generation, start, stop)):
+            if not is_known and (generation & 1 or not self._look(guard, generation, start, stop)):
                 return None
             if len(touched := self._folder.touched) < TOUCHED:
                 touched[file, start // TOUCH] = (file, start)
         data: bytes = self.raw[start:stop]
         return data if guard.generations[file] == generation else None
 
-    def _look(self, generation: int, start: int, stop: int) -> bool:
+    def _look(self, guard: _Guard, generation: int, start: int, stop: int) -> bool:
         """Whether these bytes are resident; what a sequential reader comes to next is looked at with them."""
         residency, file = self._session.residency, self._file
         if not residency.is_resident(file, start, stop - start):
             return False
         if residency.is_resident(file, 0, self.size):
-            self.guard.whole[0] = generation
+            guard.whole[0] = generation
         elif start == self._known[2]:
             further = min(stop + LOOK, self.size)
             stop = further if residency.is_resident(file, stop, further - stop) else stop

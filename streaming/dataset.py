@@ -273,7 +273,7 @@ class StreamingDataset(Array, SeenByTorch):
 
     def tell_position(self, batches: int, size: int, workers: int) -> None:
         """Say that so many batches of `size` samples are read, by this process for all workers of its rank in turn."""
-        if self._hints:
+        if self._hints.is_due():
             read = [(batches - worker + workers - 1) // workers for worker in range(workers)]
             own = self.batch_size or 1
             self._hints.position([(worker, count * size // own) for worker, count in enumerate(read)])
@@ -286,11 +286,13 @@ class StreamingDataset(Array, SeenByTorch):
         """For whoever iterates beside this class; see `streaming.resident`."""
         return self._mix.page_watch()
 
-    def load_batch(self, ids: Any, columns: Sequence[str] | None = None, out: dict[str, Any] | None = None) -> Any:
+    def load_batch(
+        self, ids: Any, columns: Sequence[str] | None = None, out: dict[str, Any] | None = None, *, views: bool = False
+    ) -> dict[str, Any]:
         """Samples column by column. See `streaming.gather.load_batch`."""
         if self._published is not None:
             self._published.follow(np.asarray(ids, np.int64).reshape(-1))
-        return self._mix.load_batch(ids, columns, out)
+        return self._mix.load_batch(ids, columns, out, views=views)
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Have a shard fetched; blocking: until its first sample can be read."""
@@ -400,7 +402,8 @@ class StreamingDataset(Array, SeenByTorch):
             if at >= fetched:
                 self._mix.prefetch(ids[at + ahead : at + 2 * ahead] if at else ids[: 2 * ahead])
                 fetched = at + ahead
-            self._hints.position([(worker, lane.batch_at(at))])
+            if self._hints.is_due():
+                self._hints.position([(worker, lane.batch_at(at))])
             for sample_id in ids[at : at + step].tolist():
                 yield read(sample_id)
         self._hints.finish(lane.batches)

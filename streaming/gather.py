@@ -14,6 +14,7 @@ import numpy as np
 from streaming.addresses import FIRST, memory
 from streaming.errors import DatasetError, ShardFormatError
 from streaming.reader import most_open
+from streaming.views import collect_views
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,9 @@ __all__ = ["load_batch"]
 SMALL = 8 << 10
 
 
-def load_batch(mix: Mix, ids: Any, columns: Sequence[str] | None, out: dict[str, Any] | None) -> dict[str, Any]:
+def load_batch(
+    mix: Mix, ids: Any, columns: Sequence[str] | None, out: dict[str, Any] | None, *, views: bool = False
+) -> dict[str, Any]:
     """The samples' columns, each as one array.
 
     Args:
@@ -41,11 +44,17 @@ def load_batch(mix: Mix, ids: Any, columns: Sequence[str] | None, out: dict[str,
         columns: Which columns; all by default.
         out: What an earlier call gave: its memory is used again where it suffices, so what it held is gone. Worth it
             for large values; batches of small ones are faster without.
+        views: Values of varying size as views of the shards instead of copies, see below.
 
     Returns:
         Column name to values. Of fixed size (numbers, `ndarray:dtype:shape`): an array (n, …). Of varying size: the
         pair (bytes of all values one after the other, as uint8; n + 1 offsets, int64), not decoded. All of it is
         memory that nobody else has.
+
+        With `views` a column of varying size is a list of read-only memoryviews, not decoded. A view of a shard that
+        lies in an engine's cache as a whole keeps it there (a shared lock on the cache file, which ends with the
+        process at the latest); where that can't be, it is a view of a private copy. It may be used as long as it
+        exists; `release()` it, or drop it, and the shard may leave the cache.
 
     Raises:
         IndexError: an id is out of range.
@@ -59,6 +68,11 @@ def load_batch(mix: Mix, ids: Any, columns: Sequence[str] | None, out: dict[str,
     names = list(columns or schema.column_names)
     for name in names:
         _number(schema, name)
+    if views:
+        fixed = [name for name in names if _shape(schema.column_encodings[_number(schema, name)]) is not None]
+        found = _load(mix, wanted, fixed, out) if fixed else {}
+        found |= collect_views(mix.read_stored, wanted.tolist(), [name for name in names if name not in found])
+        return {name: found[name] for name in names}
     most = max(most_open() // 2, 1)
     if len(wanted) > most:  # may touch more shards than can be open at once
         parts = [_load(mix, wanted[at : at + most], names, None) for at in range(0, len(wanted), most)]

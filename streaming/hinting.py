@@ -236,15 +236,17 @@ class Hints:
     def finish(self, batches: int) -> None:
         """Say that this process's lanes are at the end of the epoch, which has so many batches for each."""
         if self._begun is not None:
-            self._due = 0.0
             self.position([(worker, batches) for worker in self._begun.workers])
 
+    def is_due(self) -> bool:
+        """Whether it is time to say again where this process is."""
+        return self._begun is not None and time.monotonic() >= self._due
+
     def position(self, places: Sequence[tuple[int, int]]) -> None:
-        """Say which (worker, batch) comes next, if it is time to say so again."""
-        now = time.monotonic()
-        if now < self._due or (begun := self._begun) is None:
+        """Say which (worker, batch) comes next."""
+        if (begun := self._begun) is None:
             return
-        self._due = now + INTERVAL
+        self._due = time.monotonic() + INTERVAL
         told = [(begun.rank, worker, batch) for worker, batch in places]
         for engine in self._engines:
             if not engine.position(begun.epoch, told):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streaming.array import Array
 from streaming.reader import Shards
 from streaming.sources import open_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streaming.mixing import Mix
 
 __all__ = ["LocalDataset"]
 
@@ -20,7 +25,7 @@ class LocalDataset(Array):
         local: The folder.
         split: Sub-folder of it that holds the dataset.
         zero_copy: Give values of `bytes` columns as memoryviews and arrays as views of the mapped shard where that is
-            possible. They keep the mapping alive; on a mount they are views of a private copy of the sample.
+            possible. While such a value exists its shard stays mapped, and in the engine's cache that it is in.
 
     Raises:
         ObjectMissingError: there is no index.json.
@@ -36,10 +41,11 @@ class LocalDataset(Array):
     def _open(self) -> None:
         self._shards = Shards(open_folder(Path(self.local, self.split)), views=self.zero_copy)
         self._read = self._shards.reader()
+        self._mix: Mix | None = None
         self.num_samples = self._shards.samples
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_read")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_read", "_mix")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -57,6 +63,16 @@ class LocalDataset(Array):
     def get_item(self, sample_id: int) -> dict[str, Any]:
         """One sample: column name to value. The hook to override for a transform."""
         return self._read(sample_id)
+
+    def load_batch(
+        self, ids: Any, columns: Sequence[str] | None = None, out: dict[str, Any] | None = None, *, views: bool = False
+    ) -> dict[str, Any]:
+        """Samples column by column. See `streaming.gather.load_batch`."""
+        if self._mix is None:
+            from streaming.mixing import Mix  # what indexing alone does not need
+
+            self._mix = Mix.over([self._shards])
+        return self._mix.load_batch(ids, columns, out, views=views)
 
     def __getitem__(self, at: Any) -> Any:
         if type(at) is int and 0 <= at < self.num_samples:  # by far the most frequent, and not worth a second look

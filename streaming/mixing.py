@@ -72,13 +72,24 @@ class Mix:
     ) -> None:
         folders = {stream.local for stream in streams if stream.is_remote}
         limit = None if cache_limit is None else cache_limit // max(len(folders), 1)
-        self._parts: list[Shards] = []
+        parts: list[Shards] = []
         for stream in streams:
             shards = Shards(stream.open(limit), views=views, allow_unsafe_types=allow_unsafe_types)
             if not shards.samples:
                 raise RuntimeError(f"Stream contains no samples: {stream.local}/{stream.split or ''}")
             shards.check()
-            self._parts.append(shards)
+            parts.append(shards)
+        self._join(parts)
+
+    @classmethod
+    def over(cls, parts: Sequence[Shards]) -> Mix:
+        """The mix of what is open already."""
+        mix = cls.__new__(cls)
+        mix._join(parts)
+        return mix
+
+    def _join(self, parts: Sequence[Shards]) -> None:
+        self._parts = list(parts)
         self.shard_sizes = [part.tables.shards["samples"].astype(np.int64) for part in self._parts]
         self.samples_per_stream = np.array([part.samples for part in self._parts], np.int64)
         self.sample_offset_per_stream = np.cumsum(self.samples_per_stream) - self.samples_per_stream
@@ -119,7 +130,10 @@ class Mix:
 
     def reader(self) -> Callable[[int], dict[str, Any]]:
         """The function from id to sample."""
-        readers = [part.reader() for part in self._parts]
+        return self._reader_of(self._parts)
+
+    def _reader_of(self, parts: Sequence[Shards]) -> Callable[[int], dict[str, Any]]:
+        readers = [part.reader() for part in parts]
         if len(readers) == 1:
             return readers[0]
         first = self.sample_offset_per_stream.tolist()
@@ -183,9 +197,16 @@ class Mix:
         part, _, own = next(iter(self.split(np.array([sample_id]))))
         return next(iter(part.by_schema(own)))[0]
 
-    def load_batch(self, ids: Any, columns: Sequence[str] | None, out: dict[str, Any] | None) -> dict[str, Any]:
+    def load_batch(
+        self, ids: Any, columns: Sequence[str] | None = None, out: dict[str, Any] | None = None, *, views: bool = False
+    ) -> dict[str, Any]:
         """See `gather.load_batch`."""
-        return load_batch(self, ids, columns, out)
+        return load_batch(self, ids, columns, out, views=views)
+
+    @cached_property
+    def read_stored(self) -> Callable[[int], dict[str, Any]]:
+        """The function from id to sample with its values as views: those of varying size as they are stored."""
+        return self._reader_of([Shards(part.folder, views=True, stored=True) for part in self._parts])
 
     def schema(self) -> Schema:
         """What the first shard's samples are made of."""

