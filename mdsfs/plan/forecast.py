@@ -6,7 +6,8 @@ a store sends bytes as stored, so what a bound says about room is turned into st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,9 +83,13 @@ class _Bytes:
 def forecast(workload: Workload, host: Host, epochs: int, prices: Prices, said: dict[str, Any]) -> Outcome:
     """Simulate so many epochs on one host. `said`: what is to be repeated of the options."""
     thinned = workload.thinned()
-    orders = [thinned.order(number) for number in range(epochs + 1)]
+    with warnings.catch_warnings(record=True) as said_by_order:
+        warnings.simplefilter("always")
+        read = [thinned.order_and_window(number) for number in range(epochs + 1)]
+    orders = [order for order, _ in read]
+    window = max(each for _, each in read)
     run = simulate(thinned, host, orders)
-    known = _known(thinned, orders)
+    known = _known(thinned, orders, window)
     best = _best(known, run, host, epochs)
     reason, changes_at = _why(known, run, host)
     shape = workload.shape
@@ -100,7 +105,7 @@ def forecast(workload: Workload, host: Host, epochs: int, prices: Prices, said: 
         distinct=known.out(known.needs.samples),
         touched=known.out(known.needs.shards),
         delivered=known.out(known.delivered),
-        window=int(known.needs.window / thinned.share),
+        window=window,
     )
     return Outcome(
         dataset=dataset,
@@ -113,7 +118,10 @@ def forecast(workload: Workload, host: Host, epochs: int, prices: Prices, said: 
         epochs=tuple(_epoch(number, each, known, host, best[number], prices) for number, each in enumerate(run.epochs)),
         peak_bytes=int(run.peak),
         sizes=_curve(known, host),
-        warnings=_warnings(workload, host, bounds),
+        warnings=(
+            *_warnings(workload, host, bounds),
+            *dict.fromkeys(str(each.message) for each in said_by_order),
+        ),
     )
 
 
@@ -122,15 +130,16 @@ def _why(known: _Bytes, run: Run, host: Host) -> tuple[str, int | None]:
     share = known.workload.share
     if share == 1.0 or run.changes_at is None:
         return run.reason, run.changes_at
-    needs = Needs(int(known.needs.samples / share), int(known.needs.shards / share), run.window)
+    needs = Needs(*(int(each / share) for each in (known.needs.samples, known.needs.shards, known.needs.window)))
     ahead = max(run.changes_at - run.window, 0)
     found = choose({0: needs}, host.limit - known.workload.stored.index, ahead)[0]
     return (found.reason, found.changes_at_bytes) if found.kind == run.regime else (run.reason, run.changes_at)
 
 
-def _known(workload: Workload, orders: Sequence[NDArray[np.int64]]) -> _Bytes:
+def _known(workload: Workload, orders: Sequence[NDArray[np.int64]], window: int) -> _Bytes:
     streams = {0: [(0, 0, workload.shape.samples)]}
-    needs = prepare(orders[0][None, None], streams, {0: workload.shape}).needs[0]
+    found = prepare(orders[0][None, None], streams, {0: workload.shape}).needs[0]
+    needs = replace(found, window=int(window * workload.share))
     delivered = int((orders[0] >= 0).sum()) * workload.shape.sample_bytes
     return _Bytes(workload, orders, needs, delivered)
 

@@ -19,6 +19,8 @@ from .bounds import kept_units
 from .shape import Shape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from streaming.order import OrderSpec
@@ -27,8 +29,8 @@ __all__ = ["MOST_SAMPLES", "Stored", "Workload"]
 
 # A fetch of one sample costs some hundred microseconds to simulate: an epoch of these takes about ten seconds.
 MOST_SAMPLES = 100_000
-# Below so many shards the share that is kept would no longer be like the rest.
-LEAST_SHARDS = 64
+# Below so many shards one that is on its way is too large a part of the cache, and the live window is left to chance.
+LEAST_SHARDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,36 @@ class Workload:
     spec: OrderSpec
     world: World
     share: float = 1.0
+    dataset: Shape | None = None
+    """All of it, where `shape` is only a share."""
     kept: NDArray[np.bool_] | None = None
-    """bool [shards of the whole dataset]: which were kept; None: all."""
+    """bool [shards of all of it]: which were kept; None: all."""
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Sample ids by step, int64 [batches of a rank][samples of a host's step], -1 for none."""
+        return self.order_and_window(epoch)[0]
+
+    def order_and_window(self, epoch: int) -> tuple[NDArray[np.int64], int]:
+        """The order, and the live window of the whole dataset in it: bytes as shown, to a step."""
         host = replace(self.spec, batch_size=self.spec.batch_size * self.world.ranks_per_node)
         found = rank_order(host, World(self.world.num_nodes, 1, 1, 0), epoch)[0]
-        return found if self.kept is None else self._thinned(found)
+        return self._thinned(found), self._window(found)
+
+    def _window(self, order: NDArray[np.int64]) -> int:
+        dataset = self.dataset or self.shape
+        first, last = np.full(dataset.shards, -1, np.int64), np.full(dataset.shards, -1, np.int64)
+        for at, piece in _pieces(order):
+            rows, columns = np.nonzero(piece >= 0)
+            shards, steps = dataset.shard_of(piece[rows, columns]), rows + at
+            last[shards] = steps
+            fresh = np.full(dataset.shards, -1, np.int64)
+            fresh[shards[::-1]] = steps[::-1]
+            first = np.where(first < 0, fresh, first)
+        used = first >= 0
+        change = np.zeros(len(order) + 1, np.int64)
+        np.add.at(change, first[used], dataset.sizes[used])
+        np.subtract.at(change, last[used] + 1, dataset.sizes[used])
+        return int(np.cumsum(change).max(initial=0))
 
     def thinned(self, most: int = MOST_SAMPLES) -> Workload:
         """With about `most` samples an epoch, or itself where it has no more."""
@@ -73,20 +97,18 @@ class Workload:
             whole=self.shape.whole[kept],
         )
         share = int(shape.sizes.sum()) / max(int(self.shape.sizes.sum()), 1)
-        return replace(self, shape=shape, share=share, kept=kept)
+        return replace(self, shape=shape, share=share, dataset=self.shape, kept=kept)
 
     def _thinned(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """Only what is in kept shards, by its new id; the steps stay, each as wide as the fullest."""
-        assert self.kept is not None
-        sizes = self.spec.streams[0].shard_sizes
-        begins = np.cumsum(sizes) - sizes
-        new = np.full(len(sizes), -1, np.int64)
+        if self.kept is None or self.dataset is None:
+            return order
+        begins = self.dataset.first
+        new = np.full(self.dataset.shards, -1, np.int64)
         new[self.kept] = self.shape.first[:-1]
         rows, ids = [], []
-        step = max(1, (1 << 22) // max(order.shape[1], 1))  # memory of its own size for pieces only
-        for at in range(0, len(order), step):
-            piece = order[at : at + step]
-            shards = np.searchsorted(begins, piece, side="right") - 1
+        for at, piece in _pieces(order):
+            shards = self.dataset.shard_of(piece)  # of -1 the last one, which is then left out
             wanted = (piece >= 0) & self.kept[shards]
             rows.append(np.nonzero(wanted)[0] + at)
             ids.append(new[shards[wanted]] + piece[wanted] - begins[shards[wanted]])
@@ -95,3 +117,10 @@ class Workload:
         thin = np.full((len(order), max(int(counts.max(initial=0)), 1)), -1, np.int64)
         thin[row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)] = found
         return thin
+
+
+def _pieces(order: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(first step, steps): so large that temporary memory stays small beside the order."""
+    step = max(1, (1 << 22) // max(order.shape[1], 1))
+    for at in range(0, len(order), step):
+        yield at, order[at : at + step]
