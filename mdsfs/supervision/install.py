@@ -164,9 +164,8 @@ def _write_units(root: Path) -> None:
     folder, path = units_folder(), program()
     for name, to in _unit_files(root).items():
         text = (folder / name).read_text()
-        # In a command line: at its start, or behind what stands in front of it there.
-        text = re.sub(r"^(Exec\w+=[-+]*)mdsfs ", rf"\g<1>{path} ", text, flags=re.MULTILINE)
-        _write(to, text.replace("exec mdsfs ", f"exec {path} "), 0o644)
+        text = re.sub(r"(/usr/bin/env |(?<=exec ))mdsfs ", f"{path} ", text)
+        _write(to, text, 0o644)
 
 
 def _configuration(service: Service) -> str:

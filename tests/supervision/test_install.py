@@ -31,7 +31,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     for unit in ("mdsfs@.service", "mdsfs-engine@.service"):
         text = (tmp_path / "etc/systemd/system" / unit).read_text()
         assert f"={program()} " in text
-        assert not re.search(r"^Exec.*[=+-]mdsfs ", text, re.MULTILINE)
+        assert not re.search(r"^Exec.*(env|exec) mdsfs ", text, re.MULTILINE)
     assert (tmp_path / "mnt/ds").is_dir()
     assert main(["config", "--config", str(configuration)]) == 0
 

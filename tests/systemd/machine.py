@@ -103,9 +103,8 @@ class Machine:
         )
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         environment = f"LD_LIBRARY_PATH={PYTHON}/lib PYTHONPATH={packages} PYTHONDONTWRITEBYTECODE=1"
-        for name, module in (("bin/mdsfs", "mdsfs"), ("sbin/mount.mdsfs", "mdsfs.cli.mount_helper")):
-            start = f"import sys; from {module} import main; sys.exit(main())"
-            start = "-m mdsfs" if module == "mdsfs" else f"-c '{start}'"
+        helper = "-c 'import sys; from mdsfs.cli.mount_helper import main; sys.exit(main())'"
+        for name, start in (("bin/mdsfs", "-m mdsfs"), ("bin/mdsfs-python", ""), ("sbin/mount.mdsfs", helper)):
             text = f'#!/bin/sh\nexec env {environment} {PYTHON}/bin/python{version} {start} "$@"\n'
             self.write(f"/usr/local/{name}", text, 0o755)
         for name in ("mount.mdsfs", "mount.fuse.mdsfs"):

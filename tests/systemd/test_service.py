@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +62,12 @@ def test_boot_waits_for_the_network(world: World) -> None:
 
 
 def test_units_are_clean(world: World) -> None:
-    """systemd-analyze finds nothing to say about them."""
+    """systemd-analyze finds nothing to say about them, as they are shipped and as they are installed."""
+    shipped = [str(path) for path in sorted((ROOT / "systemd").glob("*.service"))]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *shipped], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "mdsfs" in line]) == (0, [])
     done = world.machine.try_run("systemd-analyze", "verify", "--man=no", UNIT, ENGINE)
     ours = [line for line in done.stderr.splitlines() if "mdsfs" in line]
     assert (done.returncode, ours) == (0, [])
@@ -101,6 +108,32 @@ def test_other_users_read(world: World) -> None:
     world.settled()
     assert len(world.machine.run("cat", f"{world.mountpoint}/index.json", uid=65534)) > 0
     assert "Read-only" in world.machine.try_run("touch", f"{world.mountpoint}/x").stderr
+
+
+DIRECT = """
+import json
+from streaming import LocalDataset
+dataset = LocalDataset("/mnt/ds")
+total = sum(len(sample["x"]) for sample in dataset)
+clients = json.load(open("/mnt/ds/.mdsfs/status"))["clients"]
+print(json.dumps([len(dataset), total, [client["uid"] for client in clients if client["kind"] == "reader"]]))
+"""
+
+
+def test_other_users_read_past_the_mount(world: World) -> None:
+    """A training process of any user finds the service's engine behind the mount and maps its cache files."""
+    world.settled()
+    said = world.machine.run("mdsfs-python", "-c", DIRECT, uid=65534)
+    assert json.loads(said) == [40, 40 * 60_000, [65534]]
+
+
+def test_an_administrator_unmounts(world: World) -> None:
+    """`umount` behind systemd's back is an orderly end: the service is over, not failed, and can be started again."""
+    world.settled()
+    world.machine.run("umount", world.mountpoint)
+    until(lambda: world.machine.show(UNIT, "ActiveState") == {"ActiveState": "inactive"}, 60)
+    assert world.machine.show(UNIT, "Result") == {"Result": "success"}
+    world.machine.run("systemctl", "start", UNIT)
 
 
 def test_the_kernel_is_tuned(world: World) -> None:
