@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     said = ""
     try:
         while True:
+            begun = time.monotonic()
             try:
                 unmount(args.mountpoint)
                 break
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
                 if time.monotonic() < deadline:
                     if str(error) != said:
                         print(f"mdsfs: waiting: {(said := str(error))}", file=sys.stderr, flush=True)
-                    time.sleep(RETRY_SECONDS)
+                    # Looking for the users of a mount walks all processes: no busy loop on a host with many.
+                    time.sleep(max(RETRY_SECONDS, 4 * (time.monotonic() - begun)))
                 elif args.lazy:
                     detach(args.mountpoint)
                     return 0
