@@ -182,15 +182,34 @@ def _problems(out: _Text, document: Mapping[str, Any]) -> None:
 
 
 def _jobs(out: _Text, jobs: Iterable[Mapping[str, Any]]) -> None:
-    """What the plan knows of each job, as far as it is a figure."""
-    figures: dict[str, list[Sample]] = {}
-    for number, job in enumerate(jobs):
-        name = str(job.get("job", job.get("key", number)))
-        for key, value in job.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and key.isidentifier():
-                figures.setdefault(key, []).append(({"key": name}, value))
-    for key, samples in sorted(figures.items()):
-        out.family(f"mdsfs_plan_{key}", "gauge", "Of a job with a known order, as in the status document.", samples)
+    """What the plan knows of each job. Jobs come and go with their readers, a handful at a time."""
+    plans = [({"job_key": str(job["key"])}, job["plan"]) for job in jobs if job.get("plan")]
+    for key, kind, text in (
+        ("epoch", "gauge", "Epoch of the reader that is furthest."),
+        ("position", "gauge", "Samples of its epoch that all readers of the host have read, about."),
+        ("horizon", "gauge", "How many samples ahead of that everything has been asked for."),
+        ("known", "gauge", "How many samples ahead of that the order is known."),
+    ):
+        unit = "" if key == "epoch" else "_samples"
+        samples = [(labels, plan[key]) for labels, plan in plans if isinstance(plan.get(key), int)]
+        out.family(f"mdsfs_plan_{key}{unit}", kind, text, samples)
+    regimes = [(labels, each) for labels, plan in plans for each in plan.get("datasets", ())]
+    out.family(
+        "mdsfs_plan_regime",
+        "gauge",
+        "How the plan fetches a dataset: by whole shards or by ranges.",
+        [({**labels, "url": each["url"], "regime": each["regime"]}, 1) for labels, each in regimes],
+    )
+    out.family(
+        "mdsfs_plan_regime_changes_at_bytes",
+        "gauge",
+        "The cache limit at which the plan would fetch in the other way.",
+        [
+            ({**labels, "url": each["url"]}, each["changes_at_bytes"])
+            for labels, each in regimes
+            if each["changes_at_bytes"]
+        ],
+    )
 
 
 def _histograms(out: _Text, timings: Mapping[str, Any]) -> None:

@@ -69,9 +69,11 @@ def _jobs(document: Mapping[str, Any]) -> list[str]:
         places = " ".join(
             f"{each['rank']}.{each['worker']}:{each['batch']}" for each in job.get("positions", ())[:MOST_ROWS]
         )
-        plan = ": ".join(str(job[name]) for name in ("regime", "reason") if job.get(name))
-        rows.append((str(job["key"])[:16], str(job.get("epoch", "–")), plan or "–", places or "–"))
-    return ["", *_table(("JOB", ">EPOCH", "PLAN", "RANK.WORKER:BATCH"), rows)] if rows else []
+        plan = job.get("plan") or {}
+        regimes = "; ".join(f"{each['regime']}: {each['reason']}" for each in plan.get("datasets", ()))
+        ahead = f"{plan['position']:,} +{plan['horizon']:,}" if plan else "–"
+        rows.append((str(job["key"])[:40], str(job.get("epoch", "–")), ahead, places or "–", regimes or "–"))
+    return ["", *_table(("JOB", ">EPOCH", ">SAMPLES +AHEAD", "RANK.WORKER:BATCH", "PLAN"), rows)] if rows else []
 
 
 def _readers(document: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ __all__ = ["main"]
 
 # How old an answer may be; two browsers and two scrapers cost the engine no more than one.
 FRESH_SECONDS = 0.4
-ENGINE_PATIENCE = 2.0
+ENGINE_PATIENCE = 3.0
 # Twenty minutes of history.
 SAMPLE_SECONDS, SAMPLES = 5.0, 240
 MOST_AT_ONCE = 16

@@ -93,7 +93,30 @@ def document(**changes: Any) -> dict[str, Any]:
                 "touched": 4,
             },
         ],
-        "jobs": [],
+        "jobs": [
+            {
+                "key": "pid 9 dataset 1#4f7bf0bae194",
+                "source": "order",
+                "datasets": ["s3://bucket/ds"],
+                "epoch": 2,
+                "positions": [{"rank": 0, "worker": 1, "epoch": 2, "batch": 17}],
+                "warnings": [],
+                "plan": {
+                    "epoch": 2,
+                    "position": 160,
+                    "horizon": 858,
+                    "known": 2840,
+                    "datasets": [
+                        {
+                            "url": "s3://bucket/ds",
+                            "regime": "ranges",
+                            "reason": "the live window is larger than the cache",
+                            "changes_at_bytes": 139884523,
+                        }
+                    ],
+                },
+            }
+        ],
         "timings": {"bounds": list(BOUNDS), "series": timings.snapshot()},
     }
     return found | changes

@@ -86,14 +86,16 @@ def test_problems_are_there_only_while_they_last() -> None:
 
 
 def test_jobs_have_their_figures() -> None:
-    """What the plan says in numbers becomes a gauge per job; words and lists do not."""
-    job: dict[str, Any] = {"key": "k1", "epoch": 3, "bytes_ahead": 4096, "regime": "whole", "positions": [], "ok": True}
-    found = samples(exposition(document(jobs=[job])))
-    assert found["mdsfs_plan_bytes_ahead", frozenset({("key", "k1")})] == 4096
-    assert {name for name, _ in found if name.startswith("mdsfs_plan_")} == {
-        "mdsfs_plan_epoch",
-        "mdsfs_plan_bytes_ahead",
-    }
+    """The plan of each job, as far as there is one, and how it fetches each dataset."""
+    regime = {"url": "s3://b/ds", "regime": "ranges", "reason": "because", "changes_at_bytes": 4096}
+    plan = {"epoch": 3, "position": 10, "horizon": 20, "known": 30, "datasets": [regime]}
+    jobs: list[dict[str, Any]] = [{"key": "k1", "epoch": 3, "plan": plan}, {"key": "k2", "epoch": 0, "plan": None}]
+    found = {key: value for key, value in samples(exposition(document(jobs=jobs))).items() if "mdsfs_plan" in key[0]}
+    job = ("job_key", "k1")
+    assert found["mdsfs_plan_horizon_samples", frozenset({job})] == 20
+    assert found["mdsfs_plan_regime_changes_at_bytes", frozenset({job, ("url", "s3://b/ds")})] == 4096
+    assert found["mdsfs_plan_regime", frozenset({job, ("url", "s3://b/ds"), ("regime", "ranges")})] == 1
+    assert all(job in labels for _, labels in found)
 
 
 def test_an_engine_that_has_done_nothing() -> None:
