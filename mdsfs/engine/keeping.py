@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # Files of one `evict`: each may cost a trip to a thread, and the client waits for all of them.
 MOST_FILES = 1000
+# What is on its way for nobody is waited for so long before it is "being fetched".
+LANDING_SECONDS = 5.0
 # Broken files that are told with their reasons.
 MOST_FAILED = 200
 LONGEST_REASON = 200
@@ -131,6 +133,7 @@ async def evict(engine: Engine, request: dict[str, Any]) -> Answer:
     cache = engine.cache
     evicted, kept = 0, []
     for file in chosen:
+        await _wait_unless_wanted(engine, dataset, file)
         before = cache.ledger.resident_of(dataset.number, file)
         reason = await cache.evict_file(dataset, file)
         evicted += before if reason is None else 0
@@ -140,6 +143,13 @@ async def evict(engine: Engine, request: dict[str, Any]) -> Answer:
     if forgotten:
         await cache.remove(dataset)
     return {"evicted_bytes": evicted * BLOCK, "kept": kept, "forgotten": forgotten and not dataset.kept}, []
+
+
+async def _wait_unless_wanted(engine: Engine, dataset: Dataset, file: int) -> None:
+    """Return when nothing of a file is on its way any more, or somebody waits for what is, or it takes long."""
+    with trio.move_on_after(LANDING_SECONDS):
+        while (work := dataset.work.get(file)) is not None and work.flights and not work.waiters:
+            await engine.fills.wait_landing()
 
 
 ACTS: Mapping[str, Callable[[Engine, dict[str, Any]], Awaitable[Answer]]] = {
