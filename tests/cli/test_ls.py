@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.repack.datasets import WRITERS, write_mds
+from tests.repack.datasets import WRITERS, samples_of, write_mds
 
 from .caches import MIB, Data, Engine, Reader, Run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.servers import StorageServer
 
 
 @pytest.fixture
@@ -63,6 +65,21 @@ def test_an_index_of_something_else(run: Run, source: Path) -> None:
     (source / "web" / "index.json").write_text("{}")
     code, out, err = run("ls", source)
     assert (code, "web" in out, err.startswith("mdsfs: warning: web/index.json is passed over")) == (0, False, True)
+
+
+def test_a_store_that_does_not_list(
+    run: Run, nginx: StorageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the root's dataset is all that is known, and whether its files are there is not; it can be repacked."""
+    for name, value in nginx.variables.items():
+        monkeypatch.setenv(name, value)
+    write_mds(tmp_path / "ds")
+    nginx.put_tree("unlisted", tmp_path / "ds")
+    code, out, err = run("ls", nginx.url("unlisted"))
+    assert (code, out.splitlines()[1].split()[0], out.split()[-1]) == (0, ".", "unknown")
+    assert err.startswith("mdsfs: warning: cannot list s3://bucket/unlisted")
+    code, out, _ = run("repack", nginx.url("unlisted"), tmp_path / "new")
+    assert (code, samples_of(tmp_path / "new")) == (0, samples_of(tmp_path / "ds"))
 
 
 def test_what_a_cache_holds(run: Run, engine: Engine, data: Data) -> None:
