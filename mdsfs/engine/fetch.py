@@ -16,7 +16,7 @@ from streaming.mds.compression import open_decompressor
 from streaming.mds.hashing import Hash, new_hash
 from streaming.mds.seekable import TAIL_SIZE, SeekTable, decompress_frame, table_size
 
-from .jobs import FramesJob, HashJob, Job, JobResult, Piece, ProbeJob, RangeJob, StreamJob
+from .jobs import SMALL, FramesJob, HashJob, Job, JobResult, Piece, ProbeJob, RangeJob, StreamJob
 from .parts import ObjectParts, fill
 
 if TYPE_CHECKING:
@@ -34,12 +34,15 @@ PIECE = 512 << 10
 
 
 class Desk:
-    """What a thread works with: its two buffers, and the helpers that it shares with the others."""
+    """What a thread works with: its two buffers, and the helpers that it shares with the others.
 
-    def __init__(self, helpers: Helpers) -> None:
+    A thread for small jobs needs one buffer only, of their size.
+    """
+
+    def __init__(self, helpers: Helpers, *, small: bool = False) -> None:
         self.helpers = helpers
-        self.stored = memoryview(bytearray(PIECE))
-        self.raw = memoryview(bytearray(PIECE))
+        self.stored = memoryview(bytearray(SMALL if small else PIECE))
+        self.raw = memoryview(bytearray(0 if small else PIECE))
 
 
 @dataclass(frozen=True, slots=True)

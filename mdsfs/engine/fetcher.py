@@ -1,7 +1,8 @@
 """A fetcher process: takes jobs from its engine's socket, does them in plain threads, reports what was written.
 
 `python -m mdsfs.engine.fetcher`, started by `pool`. Memory is bounded by the options: per thread two buffers of 512 KiB
-and the frame at hand, and per thread one part (4 MiB) read ahead for streams. It dies with its engine.
+and the frame at hand, eight buffers of 128 KiB for small jobs, and one part (4 MiB) read ahead for streams. It dies
+with its engine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from streaming.remote import RemoteOptions, open_remote
 
 from .child import die_with_parent
 from .fetch import Desk, Done, do
-from .jobs import HashJob, Job, job_from_wire, pieces_to_wire
+from .jobs import SMALL_THREADS, HashJob, Job, is_small, job_from_wire, pieces_to_wire
 from .parts import Helpers
 from .sink import CancelledError, Sink
 from .wire import memfd_of, pack, unpack
@@ -74,13 +75,16 @@ class Fetcher:
     def __init__(self, sock: socket.socket, threads: int, part_size: int) -> None:
         self._sock = sock
         self._remotes = _Remotes()
-        self._todo: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._todo: tuple[queue.SimpleQueue[_Task], ...] = queue.SimpleQueue(), queue.SimpleQueue()
+        """Large jobs, and small ones."""
         self._tasks: dict[int, _Task] = {}
         self._lock = threading.Lock()
         self._ending = threading.Lock()
         helpers = Helpers(threads, part_size)
-        for number in range(threads):
-            threading.Thread(target=self._work, args=(Desk(helpers),), name=f"job-{number}", daemon=True).start()
+        for number in range(threads * (1 + SMALL_THREADS)):
+            small = number >= threads
+            work = self._todo[small], Desk(helpers, small=small)
+            threading.Thread(target=self._work, args=work, name=f"job-{number}", daemon=True).start()
 
     def serve(self) -> None:
         """Take requests until the engine is gone."""
@@ -106,7 +110,7 @@ class Fetcher:
         task = _Task(number, message["url"], message["options"], job_from_wire(message["job"]), sink)
         with self._lock:
             self._tasks[number] = task
-        self._todo.put(task)
+        self._todo[is_small(task.job)].put(task)
 
     def _cancel(self, number: int) -> None:
         with self._lock:
@@ -121,9 +125,9 @@ class Fetcher:
 
     # ---- threads -----------------------------------------------------------------------------------------------------
 
-    def _work(self, desk: Desk) -> None:
+    def _work(self, todo: queue.SimpleQueue[_Task], desk: Desk) -> None:
         while True:
-            task = self._todo.get()
+            task = todo.get()
             done, error = self._attempt(task, desk)
             extents, etag = task.sink.rest()
             task.sink.close()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from streaming.mds.seekable import SeekTable
 
 __all__ = [
+    "SMALL_THREADS",
     "Frame",
     "FramesJob",
     "HashJob",
@@ -28,12 +29,17 @@ __all__ = [
     "ProbeJob",
     "RangeJob",
     "StreamJob",
+    "is_small",
     "job_from_wire",
     "job_to_wire",
     "object_of",
     "pieces_from_wire",
     "pieces_to_wire",
 ]
+
+# A job of so few bytes waits for its answer most of the time: each thread for large jobs has so many for small ones.
+SMALL = 128 << 10
+SMALL_THREADS = 8
 
 Clip = tuple[int, int]
 Piece = tuple[int, bytes]
@@ -152,6 +158,17 @@ _KINDS: dict[str, type[Job]] = {
     "hash": HashJob,
 }
 _NAMES = {cls: name for name, cls in _KINDS.items()}
+
+
+def is_small(job: Job) -> bool:
+    """Whether the job asks a store for a few bytes."""
+    match job:
+        case RangeJob():
+            return job.stop - job.start <= SMALL
+        case FramesJob():
+            return sum(frame.zip_len for frame in job.frames) <= SMALL
+        case _:
+            return isinstance(job, ProbeJob)
 
 
 def job_to_wire(job: Job) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from streaming.mds.seekable import SeekTable
 from .child import environment
 from .dispatch import Dispatcher
 from .health import Health
-from .jobs import HashJob, Job, JobResult, ProbeJob, job_to_wire, object_of, pieces_from_wire
+from .jobs import SMALL_THREADS, HashJob, Job, JobResult, ProbeJob, is_small, job_to_wire, object_of, pieces_from_wire
 from .linkmeter import LinkMeter
 from .wire import pack, read_all, unpack
 
@@ -97,6 +97,11 @@ class _Ticket:
         """No byte of it is written any more, whatever else it still waits for."""
 
     @property
+    def small(self) -> bool:
+        """Whether most of its time is waiting for the first byte: then very many may run beside each other."""
+        return is_small(self.job)
+
+    @property
     def target(self) -> object:
         """What the job may get stuck on."""
         key = object_of(self.job)
@@ -121,7 +126,8 @@ class _Ticket:
 
 
 class FetcherPool:
-    """`processes` fetchers of `threads` threads each. `serve` keeps them running; `run` waits for a result.
+    """`processes` fetchers of `threads` threads each, and more for small jobs. `serve` keeps them running; `run` waits
+    for a result.
 
     Of one object at most half of all threads run at the same time, so that a stuck one does not stop the others.
     """
@@ -142,7 +148,10 @@ class FetcherPool:
         self.processes = processes
         self.threads = threads
         self.part_size = part_size
-        self._queue: Dispatcher[_Ticket] = Dispatcher(max(1, processes * threads // 2))
+        self._queues: tuple[Dispatcher[_Ticket], ...] = (
+            Dispatcher(max(1, processes * threads // 2)),
+            Dispatcher(max(1, processes * threads * SMALL_THREADS // 2)),
+        )
         self._fetchers: list[_Fetcher] = []
         self._tickets: set[_Ticket] = set()
         self._numbers = itertools.count(1)
@@ -150,7 +159,7 @@ class FetcherPool:
         self._restarts = 0
 
     def __repr__(self) -> str:
-        return f"FetcherPool(processes={len(self._fetchers)}, {self._queue})"
+        return f"FetcherPool(processes={len(self._fetchers)}, {self._queues})"
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the fetchers running until cancelled; then they are killed, and every open `run` fails."""
@@ -161,7 +170,7 @@ class FetcherPool:
                 task_status.started()
         finally:
             for ticket in list(self._tickets):
-                self._queue.remove(ticket)
+                self._queues[ticket.small].remove(ticket)
                 ticket.end(EngineError("the engine is stopping"))
                 ticket.assigned.set()
 
@@ -210,16 +219,16 @@ class FetcherPool:
         totals = _sum(self._dead, *(fetcher.totals for fetcher in self._fetchers))
         return PoolStatistics(
             *totals,
-            running=self._queue.running,
-            queued=len(self._queue),
+            running=sum(queue.running for queue in self._queues),
+            queued=sum(len(queue) for queue in self._queues),
             processes=len(self._fetchers),
             restarts=self._restarts,
         )
 
     @property
     def most_running(self) -> int:
-        """Jobs for which there are threads, twice: more would only wait longer."""
-        return 2 * self.processes * self.threads
+        """Jobs for which there are threads."""
+        return self.processes * self.threads * (1 + SMALL_THREADS)
 
     def pids(self) -> list[int]:
         """The fetchers that run now."""
@@ -232,7 +241,7 @@ class FetcherPool:
         again = ticket.lives < MAX_LIVES
         ticket.reset()
         queued = time.perf_counter()
-        self._queue.add(ticket, ticket.target, ticket.priority, first=again)
+        self._queues[ticket.small].add(ticket, ticket.target, ticket.priority, first=again)
         self._dispatch()
         try:
             await ticket.assigned.wait()
@@ -262,7 +271,7 @@ class FetcherPool:
 
     async def _abandon(self, ticket: _Ticket) -> None:
         ticket.on_extent = ticket.on_etag = None
-        if self._queue.remove(ticket) or ticket.fetcher is None:
+        if self._queues[ticket.small].remove(ticket) or ticket.fetcher is None:
             return
         if not ticket.sent:
             self._release(ticket.fetcher, ticket)
@@ -272,18 +281,24 @@ class FetcherPool:
             await ticket.fenced.wait()
 
     def _dispatch(self) -> None:
+        for small, queue in enumerate(self._queues):
+            self._dispatch_from(queue, small, self.threads * (SMALL_THREADS if small else 1))
+
+    def _dispatch_from(self, queue: Dispatcher[_Ticket], small: int, threads: int) -> None:
         while True:
-            free = [fetcher for fetcher in self._fetchers if len(fetcher.running) < self.threads]
-            if not free or (ticket := self._queue.next()) is None:
+            free = [fetcher for fetcher in self._fetchers if fetcher.busy[small] < threads]
+            if not free or (ticket := queue.next()) is None:
                 return
-            fetcher = min(free, key=lambda each: len(each.running))
+            fetcher = min(free, key=lambda each: each.busy[small])
             fetcher.running[ticket.number] = ticket
+            fetcher.busy[small] += 1
             ticket.fetcher = fetcher
             ticket.assigned.set()
 
     def _release(self, fetcher: _Fetcher, ticket: _Ticket) -> None:
         if fetcher.running.pop(ticket.number, None) is not None:
-            self._queue.finished(ticket.target)
+            fetcher.busy[ticket.small] -= 1
+            self._queues[ticket.small].finished(ticket.target)
             self._dispatch()
 
     # ---- one fetcher -------------------------------------------------------------------------------------------------
@@ -362,7 +377,7 @@ class FetcherPool:
         fetcher.stop()
         self._dead = _sum(self._dead, fetcher.totals)
         for ticket in list(fetcher.running.values()):
-            self._queue.finished(ticket.target)
+            self._queues[ticket.small].finished(ticket.target)
             ticket.end(None)
         fetcher.running.clear()
 
@@ -374,6 +389,8 @@ class _Fetcher:
         self.process = process
         self.sock = sock
         self.running: dict[int, _Ticket] = {}
+        self.busy = [0, 0]
+        """Jobs that it has: large ones, and small ones."""
         self.totals: Totals = _NOTHING
         self.worked = False
 

@@ -21,7 +21,7 @@ __all__ = ["Lot", "look"]
 # What a request brings beside the samples it is for: whole blocks at both ends.
 _EDGES = 4096
 # Of the bytes of a lot, so much may be fetched beside what is wanted, to save requests.
-EXTRA = 0.05
+EXTRA = 0.02
 # Slots and ids that are looked at together: neighbours among them can be fetched by one request.
 MOST_SLOTS = 64
 MOST_IDS = 4096

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import calendar
 from .calendar import UNKNOWN, Calendar
-from .lookahead import Namer, look
+from .lookahead import Lot, Namer, look
 from .regime import choose
 from .state import ABSENT, HERE, WANTED, DatasetState, Fetch, Unit
 from .track import Needs, Track
@@ -38,11 +38,13 @@ if TYPE_CHECKING:
 __all__ = ["Fetch", "JobState", "Link", "Planner", "Unit"]
 
 # Of the capacity, what is read soon may take so much at most.
-NEAR_SHARE = 4
+NEAR_SHARE = 8
 # The slowest reader of a job is waited for until what lies between it and the fastest takes so much of the capacity.
 DRIFT_SHARE = 4
 # Buckets of the calendars per epoch.
 BUCKETS = 2048
+# A stretch of an order within which neighbours are fetched together brings so much of the capacity at most.
+LOT_SHARE = 64
 # Stretches of orders that one call of `fetches` looks at: a few milliseconds.
 LOTS = 16
 
@@ -388,7 +390,7 @@ class Planner:
         if job.missed and (not near or job.missed[0][0] < limit):
             for number, samples, keys in self._missed(job, limit if near else UNKNOWN):
                 found += namer.samples(self._datasets[number], samples, keys)
-        elif (lot := look(track, job.streams, self._datasets, job.near if near else job.far, limit)) is None:
+        elif (lot := self._look(job, job.near if near else job.far, limit)) is None:
             blocked.add(job.name)
         else:
             for state, samples, keys in lot.parts:
@@ -398,6 +400,11 @@ class Planner:
             else:
                 job.far = lot.stop
         return sorted(found, key=lambda fetch: (fetch.key, fetch.kind != "head"))
+
+    def _look(self, job: _Job, cursor: int, limit: int) -> Lot | None:
+        """The next stretch: a small part of the cache, since all that a request of it brings comes for its first."""
+        stretch = max(int(self.capacity / LOT_SHARE / self._position_bytes(job)), 1)
+        return look(job.track, job.streams, self._datasets, cursor, min(limit, cursor + stretch))
 
     def _of_lot(
         self, namer: Namer, state: DatasetState, samples: NDArray[np.int64], keys: NDArray[np.int64], *, near: bool
@@ -528,7 +535,7 @@ class Planner:
 
     def _near_positions(self, job: _Job) -> int:
         each = self._position_bytes(job)
-        wanted = max(2 * self.link.in_flight / each, 2 * self._row(job))
+        wanted = max(self.link.in_flight / each, 2 * self._row(job))
         return max(int(min(wanted, self.capacity / NEAR_SHARE / each)), 1)
 
     def _near_bytes(self) -> int:

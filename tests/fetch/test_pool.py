@@ -140,12 +140,24 @@ async def test_a_cancelled_job_in_the_queue_leaves_nothing(web: Web, new_file: C
     fd = new_file(10)
     async with running_pool(threads=2) as pool, trio.open_nursery() as nursery:
         for _ in range(2):
-            nursery.start_soon(lambda: pool.run(web.url, web.options, RangeJob("one", None, 0, 10, 0), fd))
+            nursery.start_soon(lambda: pool.run(web.url, web.options, RangeJob("one", None, 0, len(DATA), 0), fd))
         await stalled(web)
         assert (pool.statistics().running, pool.statistics().queued) == (1, 1)
         nursery.cancel_scope.cancel()
     assert len(web.faults.seen("one")) == 1
     assert pool.statistics().queued == 0
+
+
+async def test_small_jobs_wait_beside_each_other(web: Web, new_file: Callable[[int], int]) -> None:
+    """Four of one object at once where one thread is for large jobs: their answers take most of their time."""
+    web.faults.add(Fault("hang", match="one"))
+    fd = new_file(10)
+    async with running_pool(threads=1) as pool, trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(lambda: pool.run(web.url, web.options, RangeJob("one", None, 0, 10, 0), fd))
+        await stalled(web, 4)
+        assert (pool.statistics().running, pool.statistics().queued) == (4, 1)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_stuck_object_does_not_stop_the_others(web: Web, new_file: Callable[[int], int]) -> None:
@@ -154,7 +166,7 @@ async def test_a_stuck_object_does_not_stop_the_others(web: Web, new_file: Calla
     fd = new_file(len(DATA))
     async with running_pool(threads=4) as pool, trio.open_nursery() as nursery:
         for _ in range(20):
-            nursery.start_soon(lambda: pool.run(web.url, web.options, RangeJob("one", None, 0, 10, 0), fd))
+            nursery.start_soon(lambda: pool.run(web.url, web.options, RangeJob("one", None, 0, len(DATA), 0), fd))
         await stalled(web, 2)
         with trio.fail_after(20):
             await pool.run(web.url, web.options, RangeJob("two", None, 0, len(DATA), 0), fd, priority=AHEAD)
