@@ -86,8 +86,8 @@ class MountHint:
     async def _follow(self, session: Session) -> None:
         self._told.clear()
         self._learning.clear()
-        epochs = self._follower.epochs or [self._options.epoch]
-        await self._begin(session, epochs[0])
+        await self._begin(session, max((spot.epoch for spot in self._follower.spots), default=self._options.epoch))
+        self._something.set()  # another engine has to hear where everybody is
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_with, session, nursery.cancel_scope)
             while True:
@@ -198,4 +198,4 @@ class MountHint:
 
     def to_json(self) -> dict[str, Any]:
         """What the status of the mount shows."""
-        return {"epochs": self._follower.epochs, "readers_followed": len(self._follower.spots)}
+        return {"job": self._name, "epochs": self._follower.epochs, "readers_followed": len(self._follower.spots)}

@@ -111,7 +111,7 @@ async def _mounted(config: MountConfig, link: Link, ready: Callable[[Outcome], N
     status = StatusDocument(tree, link, config.mountpoint, config.source)
     hint = _hint(config, link)
     handlers = Handlers(tree, link, config.ownership, status, _engine_attribute(config, link))
-    handlers.watch = hint
+    handlers.watch = status.hint = hint
     _init(handlers, config)
     unmount = True
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from streaming.errors import StreamingError
 
 if TYPE_CHECKING:
+    from .hinting import MountHint
     from .link import Link
     from .tree import Tree
     from .tuning import Tuning
@@ -44,6 +45,7 @@ class StatusDocument:
         self._started = time.time()
         self._errors: deque[dict[str, Any]] = deque(maxlen=KEPT_ERRORS)
         self.tuning: Tuning | None = None
+        self.hint: MountHint | None = None
 
     def note_error(self, path: str, reason: str) -> None:
         """Keep the last few errors for whoever looks."""
@@ -73,6 +75,7 @@ class StatusDocument:
             "engine_connections": self._link.sessions,
             "engine_error": engine_error,
             "kernel": asdict(self.tuning) if self.tuning else None,
+            "order": self.hint.to_json() if self.hint else None,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "errors": list(self._errors),
         }

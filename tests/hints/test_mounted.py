@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -74,24 +75,30 @@ def order_of_run(epoch: int, workers: int) -> list[list[list[int]]]:
     return found
 
 
+def status(host: Host) -> dict[str, Any]:
+    """What the mount shows, without a command's start."""
+    found: dict[str, Any] = json.loads((host.mountpoint / ".mdsfs" / "status").read_bytes())
+    return found
+
+
 def places(host: Host) -> dict[int, tuple[int, int]]:
     """Worker to epoch and batch, as the engine knows it."""
-    (job,) = host.status()["jobs"]
-    return {each["worker"]: (each["epoch"], each["batch"]) for each in job["positions"]}
+    jobs = status(host).get("jobs", [])
+    return {each["worker"]: (each["epoch"], each["batch"]) for job in jobs for each in job["positions"]}
 
 
 def test_readers_are_followed(folder: str, tmp_path: Path) -> None:
     """Two workers from the beginning, then a run that goes on in the middle of the next epoch, in other processes."""
     with Host(tmp_path) as host:
         mountpoint = host.mounted(folder, "--order", "shuffle=true,seed=7,batch_size=4,workers=2")
-        until(lambda: host.status()["jobs"][0]["orders"].get("0") == "ready")
+        until(lambda: status(host)["jobs"][0]["orders"].get("0") == "ready")
         first = order_of_run(0, 2)
         workers = [Worker(mountpoint, 10) for _ in range(2)]
         for batch in range(20):
             for number, worker in enumerate(workers):
                 worker.read(first[number][batch])
         until(lambda: places(host) == {0: (0, 20), 1: (0, 20)})
-        until(lambda: host.status()["jobs"][0]["orders"] == {"0": "ready", "1": "ready"})
+        until(lambda: status(host)["jobs"][0]["orders"] == {"0": "ready", "1": "ready"})
         for worker in workers:
             worker.end()
         second = order_of_run(1, 2)
@@ -99,6 +106,22 @@ def test_readers_are_followed(folder: str, tmp_path: Path) -> None:
         resumed.read([number for batch in second[1][10:15] for number in batch])
         until(lambda: places(host).get(1) == (1, 15))
         resumed.end()
+
+
+def test_the_engine_dies(folder: str, tmp_path: Path) -> None:
+    """The next one is told the order, and where everybody is."""
+    with Host(tmp_path) as host:
+        mountpoint = host.mounted(folder, "--order", "shuffle=true,seed=7,batch_size=4")
+        until(lambda: status(host)["mount"]["order"]["epochs"] == [0])
+        (lane,) = order_of_run(0, 1)
+        worker = Worker(mountpoint, 10)
+        worker.read([number for batch in lane[:8] for number in batch])
+        until(lambda: places(host) == {0: (0, 8)})
+        host.kill(status(host)["engine"]["pid"])
+        worker.read([number for batch in lane[8:12] for number in batch])
+        until(lambda: status(host)["mount"]["engine_connections"] == 2 and places(host) == {0: (0, 12)})
+        assert status(host)["mount"]["order"]["readers_followed"] == 1
+        worker.end()
 
 
 def test_an_epoch_nobody_told_of(folder: str, tmp_path: Path) -> None:
