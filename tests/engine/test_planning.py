@@ -1,0 +1,152 @@
+"""What the plan saves: real engines and readers, and the bytes that a real server sent for each epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
+from tests.mount.host import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.servers import FaultProxy, StorageServer
+
+    from .conftest import Engine
+
+    Start = Callable[..., Engine]
+    Open = Callable[..., "Source"]
+
+SAMPLE = 64 << 10
+
+
+class Source:
+    """A dataset behind a proxy that counts, and an engine with a cache for a part of it."""
+
+    def __init__(self, engine: Engine, proxy: FaultProxy, url: str, size: int, samples: int) -> None:
+        self.engine, self.url, self.size, self.samples = engine, url, size, samples
+        self._proxy, self._seen = proxy, 0
+
+    def sent(self) -> float:
+        """Bytes of shards that were sent since the last call, in parts of the dataset."""
+        before, self._seen = self._seen, self._proxy.bytes_sent("shard.")
+        return (self._seen - before) / self.size
+
+    def dataset(self, **options: Any) -> StreamingDataset:
+        """A reader."""
+        options = {"shuffle": True, "batch_size": 8, "num_canonical_nodes": 1} | options
+        cache = str(self.engine.cache)
+        return StreamingDataset(remote=self.url, local=cache, cache_limit=self.engine.limit, **options)
+
+    def plan(self) -> dict[str, Any]:
+        """Of the only job; empty where none is known."""
+        jobs = self.engine.status()["jobs"]
+        return dict(jobs[0]["plan"] or {}) if jobs else {}
+
+    def read(self, samples: Any) -> list[int]:
+        """An epoch, or a part of it, checked: the ids."""
+        found = []
+        for sample in samples:
+            assert sample["x"] == content(sample["id"])
+            found.append(sample["id"])
+        return found
+
+
+def content(number: int) -> bytes:
+    """Of a sample."""
+    return np.random.default_rng(number).bytes(SAMPLE)
+
+
+@pytest.fixture
+def opened(
+    start: Start, rclone: StorageServer, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Open:
+    """Writes and serves a dataset, and starts an engine for it."""
+    for name, value in rclone.variables_for(proxy.endpoint).items():
+        monkeypatch.setenv(name, value)
+
+    def make(shards: int, samples: int, part: float, **options: Any) -> Source:
+        folder = tmp_path / "data"
+        with MDSWriter(columns={"id": "int", "x": "bytes"}, out=str(folder), **options) as writer:
+            for number in range(shards * samples):
+                writer.write({"id": number, "x": content(number)})
+                if number % samples == samples - 1:
+                    writer.flush_shard()
+        size = sum(path.stat().st_size for path in folder.glob("shard.*"))
+        rclone.put_tree(tmp_path.name, folder)
+        (tmp_path / "cache").mkdir(mode=0o700)
+        engine = start(int(size * part), env=rclone.variables_for(proxy.endpoint))
+        return Source(engine, proxy, rclone.url(tmp_path.name), size, shards * samples)
+
+    return make
+
+
+def test_of_a_dataset_far_larger_than_the_cache_only_samples_are_fetched(opened: Open) -> None:
+    """Every shard is live, and larger than the cache: an epoch's bytes are its samples', and whole blocks at the ends.
+
+    Each byte read is right, and the limit was enough.
+    """
+    source = opened(12, 60, 0.06)
+    assert sorted(source.read(source.dataset())) == list(range(source.samples))
+    assert source.sent() < 1.2
+    (regime,) = source.plan()["datasets"]
+    assert regime["regime"] == "ranges"
+    assert 0.9 * source.size <= regime["changes_at_bytes"] < 1.2 * source.size
+    assert "larger than the cache" in regime["reason"]
+
+
+def test_where_the_live_window_fits_an_epoch_fetches_what_the_cache_cannot_hold(opened: Open) -> None:
+    """Half of the dataset fits, an eighth of it is live: whole shards, and after the first epoch half of the bytes."""
+    source = opened(32, 16, 0.5)
+    dataset = source.dataset(shuffle_block_size=64, batch_size=4)
+    source.read(dataset)
+    assert source.sent() < 1.02
+    for _ in range(2):
+        source.read(dataset)
+    assert source.sent() / 2 < 0.5 * 1.15
+    (regime,) = source.plan()["datasets"]
+    assert regime["regime"] == "shards"
+
+
+def test_several_readers_fetch_each_byte_once_and_later_epochs_none(opened: Open) -> None:
+    """Two jobs of different orders with two workers each, room for all."""
+    source = opened(8, 24, 1.3)
+    datasets = [source.dataset(shuffle_seed=seed) for seed in (1, 2)]
+    loaders = [
+        StreamingDataLoader(each, batch_size=8, num_workers=2, worker_init_fn=print, multiprocessing_context="fork")
+        for each in datasets
+    ]
+    for _ in range(2):
+        found = [int(number) for pair in zip(*loaders, strict=True) for batch in pair for number in batch["id"]]
+        assert sorted(found) == sorted([*range(source.samples)] * 2)
+    assert 0.99 < source.sent() <= 1.001
+    assert len(source.engine.status()["jobs"]) == 2
+
+
+def test_the_next_epoch_begins_with_what_is_there(opened: Open) -> None:
+    """Its head has been loaded at the end of the one before: nobody waits at the boundary."""
+    source = opened(8, 24, 0.5)
+    dataset = source.dataset()
+    source.read(dataset)
+    engine = source.engine
+    until(lambda: source.plan().get("known", 0) >= source.samples)
+    until(lambda: not engine.status()["fills"]["running"])
+    misses = engine.status()["reads"]["misses"]
+    samples = iter(dataset)
+    source.read(next(samples) for _ in range(8))
+    assert engine.status()["reads"]["misses"] == misses
+
+
+def test_of_a_resumed_epoch_only_the_rest_is_fetched(opened: Open) -> None:
+    """A reader enters an epoch in its middle: nothing that lies behind it is fetched."""
+    source = opened(8, 24, 0.35)
+    dataset = source.dataset()
+    state = {"epoch": 0, "sample_in_epoch": 144, "num_canonical_nodes": 1, "shuffle_seed": 9176}
+    dataset.load_state_dict(state | {"initial_physical_nodes": 1})
+    assert len(source.read(dataset)) == 48
+    assert source.engine.status()["jobs"][0]["positions"][0]["epoch"] == 0
+    assert source.sent() < 0.25 * 1.2 + 0.35
