@@ -136,7 +136,7 @@ class StreamingDataset(Array, SeenByTorch):
             "validate_hash": validate_hash,
             "keep_zip": keep_zip,
         }
-        if streams is None:
+        if not streams:
             streams = [_registered(stream_name, {**(stream_config or {}), **defaults})]
         for stream in streams:
             stream.apply_default(defaults)
@@ -299,6 +299,8 @@ class StreamingDataset(Array, SeenByTorch):
         self._mix.prefetch_shards([shard_id])
         if blocking and self._mix.samples_per_shard[shard_id]:
             self._read(int(self._mix.sample_offset_per_shard[shard_id]))
+
+    download_shard = prepare_shard  # as it was called before 0.6
 
     def evict_shard(self, shard_id: int) -> None:
         """Let go of a shard. The cache, which others use too, drops its bytes when it needs the room."""

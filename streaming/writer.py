@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +25,7 @@ from streaming.writer_files import ShardFolder
 from streaming.writer_upload import Uploader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -277,13 +278,14 @@ def _limit(size: int | str | None) -> int | None:
 def _places(out: Out, remote: str | None) -> tuple[str | None, str | None]:
     """(folder or None for a temporary one, URL or None)."""
     if not isinstance(out, str | os.PathLike):
-        parts = [os.fspath(part) for part in out]
-        if len(parts) != 2 or remote is not None:
-            raise ValueError(f"out: expected a folder, a URL, or (folder, URL), got {out!r}")
-        return parts[0], parts[1]
+        # a set of two, which has no order, is none
+        parts = [os.fspath(part) for part in out if part is not None] if isinstance(out, Sequence) else []
+        if len(parts) != 2 or len(out) != 2 or remote is not None:
+            raise ValueError(f"Invalid `out`: expected a folder, a URL, or (folder, URL), got {out!r}")
+        return os.path.expanduser(parts[0]), parts[1]
     place = os.fspath(out)
     if "://" not in place:
-        return place, remote
+        return os.path.expanduser(place), remote
     if remote is not None:
         raise ValueError(f"out: expected a folder beside remote={remote!r}, got {place!r}")
     if place.startswith("file://"):

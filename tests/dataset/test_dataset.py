@@ -286,6 +286,13 @@ def test_unknown_argument() -> None:
         StreamingDataset(local="x", batchsize=1)
 
 
+def test_an_earlier_method(tmp_path: Path) -> None:
+    """`download_shard` is `prepare_shard`; no streams at all are an error."""
+    StreamingDataset(local=write(tmp_path / "a")).download_shard(1)
+    with pytest.raises(ValueError, match="`remote` and/or `local`"):
+        StreamingDataset(streams=[])
+
+
 def test_earlier_names(tmp_path: Path) -> None:
     """`samples_per_epoch` works, with a warning that gives the new name."""
     folder = write(tmp_path / "a")

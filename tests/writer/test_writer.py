@@ -261,3 +261,20 @@ def test_every_writer_is_a_name_of_the_package() -> None:
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_of_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the user's home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with MDSWriter(columns={"x": "int"}, out="~/a") as writer:
+        writer.write({"x": 1})
+    assert (tmp_path / "a" / "index.json").exists()
+
+
+@pytest.mark.parametrize("out", [("a",), ("a", None), ("a", "b", "c"), {"a", "s3://b/c"}, ()])
+def test_an_out_that_is_no_pair(tmp_path: Path, out: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything but a folder, a URL or a pair of them is refused, and nothing is made; a set has no order."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="Invalid `out`"):
+        MDSWriter(columns={"x": "int"}, out=out)
+    assert not list(tmp_path.iterdir())
