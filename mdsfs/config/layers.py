@@ -47,7 +47,10 @@ def configurable(parser: argparse.ArgumentParser, command: str, expand: Callable
     `-o` into long options, which count as flags.
     """
     parser.add_argument(
-        "--config", metavar="FILE", type=Path, help="TOML with these options as keys; environment and flags win over it"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="TOML with these options as keys; MDSFS_… variables and flags win over it",
     )
     parser.set_defaults(layered=(command, expand))
 

@@ -96,9 +96,6 @@ def _install(machine: Machine, proxy: FaultProxy, source: str) -> None:
     )
     toml = machine.root / "etc/mdsfs/ds.toml"
     toml.write_text(toml.read_text().replace("wait = 60", "wait = 3"))
-    # A test can't wait a minute for the watchdog.
-    for unit in (UNIT, ENGINE):
-        machine.write(f"/etc/systemd/system/{unit}.d/test.conf", "[Service]\nWatchdogSec=6s\n")
     machine.write("/etc/systemd/system/late-network.service", LATE_NETWORK)
     for target, unit in (("network-online.target", "late-network.service"), (TARGET, UNIT)):
         wants = machine.root / f"etc/systemd/system/{target}.wants"
