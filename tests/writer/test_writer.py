@@ -157,7 +157,7 @@ def test_a_shard_of_four_gib_is_refused(tmp_path: Path) -> None:
         ({"frame": 0, "compression": "zstd"}, ValueError, "frame: expected 'sample' or a size"),
         ({"frame": "1kb", "compression": "gz"}, ValueError, "frame: expected compression zstd, got gz"),
         ({"nonsense": 1}, ValueError, "Invalid Writer argument.*nonsense"),
-        ({"out": ("a", "b", "c")}, ValueError, "out: expected a folder"),
+        ({"out": ("a", "b", "c")}, ValueError, "Invalid `out`"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(
