@@ -57,6 +57,7 @@ class Machine:
         self._fuse = folder / "fuse"
         self._console = folder / "console"
         self._overlay = Path(tempfile.mkdtemp(prefix="mdsfs-machine-", dir="/dev/shm"))
+        self._name = f"mdsfs-test-{os.getpid()}"
         self.root = self._overlay / "root"
         self._process: subprocess.Popen[bytes] | None = None
         self._new_cgroups: list[Path] = []
@@ -88,7 +89,7 @@ class Machine:
         # The kernel lets go of a process's files a moment after the process.
         until(lambda: subprocess.run(["umount", self.root], capture_output=True, check=False).returncode == 0)
         shutil.rmtree(self._overlay)
-        shutil.rmtree(Path("/run/systemd/nspawn/propagate") / self._overlay.name, ignore_errors=True)
+        shutil.rmtree(Path("/run/systemd/nspawn/propagate") / self._name, ignore_errors=True)
         for top in self._new_cgroups:
             for folder, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):  # another machine's by now
@@ -128,7 +129,7 @@ class Machine:
         binds += [f"--bind={self.cache}:/var/cache/mdsfs-service", f"--bind-ro={sys.base_prefix}:{PYTHON}"]
         if os.path.exists("/dev/autofs"):
             binds.append("--bind=/dev/autofs")
-        command = ["systemd-nspawn", "-q", "-D", str(self.root), f"--machine={self._overlay.name}", "--console=pipe"]
+        command = ["systemd-nspawn", "-q", "-D", str(self.root), f"--machine={self._name}", "--console=pipe"]
         command += ["--register=no", "--keep-unit"]
         self._new_cgroups = [path for path in _machine_cgroups() if not path.exists()]
         with self._console.open("wb") as console:

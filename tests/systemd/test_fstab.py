@@ -140,15 +140,19 @@ def test_install_and_uninstall(world: World, machine: Machine) -> None:
 
 
 def test_two_mounts_share_a_cache(world: World, machine: Machine) -> None:
-    """As the README says: the second mount's own engine is masked, and the first one's serves both."""
+    """As the README says: the second mount's own engine is masked, and the first one's serves both.
+
+    The second has its key from an environment file: the engine takes it for the same reader.
+    """
     first = world.machine.path("/etc/mdsfs/ds.toml").read_text()
     machine.run("mkdir", "-p", "/mnt/second")
     second = first.replace("/mnt/ds", "/mnt/second") + '\n[mount]\ncache_dir = "/var/cache/mdsfs-service/ds"\n'
     machine.write("/etc/mdsfs/second.toml", second)
-    machine.write("/etc/mdsfs/second.credentials", machine.path("/etc/mdsfs/ds.credentials").read_text(), 0o600)
+    machine.write("/etc/mdsfs/second.env", f"AWS_ACCESS_KEY_ID={ACCESS}\nAWS_SECRET_ACCESS_KEY={SECRET}\n")
     drop_in = "[Unit]\nWants=mdsfs-engine@ds.service\nAfter=mdsfs-engine@ds.service\n"
     machine.write("/etc/systemd/system/mdsfs@second.service.d/engine.conf", drop_in)
-    machine.run("systemd-tmpfiles", "--create", "mdsfs.conf")  # the owner of the new configuration
+    machine.run("systemd-tmpfiles", "--create", "mdsfs.conf")  # owners of the new files
+    assert machine.path("/etc/mdsfs/second.env").stat().st_mode & 0o777 == 0o600
     machine.run("systemctl", "mask", "mdsfs-engine@second.service")
     machine.run("systemctl", "start", "mdsfs@second.service")
     for name, data in world.raw.items():
