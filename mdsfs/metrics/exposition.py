@@ -123,7 +123,10 @@ def _at(document: Mapping[str, Any], path: str) -> float | None:
 
 def _reads(out: _Text, document: Mapping[str, Any]) -> None:
     reads, remote = document.get("reads", {}), document.get("remote", {})
-    text = "Reads: found in the cache without asking (at_once), by asking (hit), or waited for (miss)."
+    text = (
+        "Reads: found in the cache without asking (at_once; of readers past FUSE in pieces of 1 MiB), "
+        "found by asking (hit), or waited for (miss)."
+    )
     ways = (("at_once", "at_once"), ("hit", "hits"), ("miss", "misses"))
     samples = [({"result": one}, reads[many]) for one, many in ways if many in reads]
     out.family("mdsfs_reads_total", "counter", text, samples)
