@@ -50,6 +50,12 @@ class PlannedDataset:
     def __repr__(self) -> str:
         return f"PlannedDataset({self.dataset.number}, {self.shape.shards} shards, {len(self._offsets)} with offsets)"
 
+    @property
+    def is_compressed_whole(self) -> bool:
+        """Whether there are shards that can't be fetched by range because of how they are compressed."""
+        compressed = self.dataset.tables.files["compression"][self.dataset.tables.shards["file"]] >= 0
+        return bool((self.shape.whole & compressed).any()) and not self.dataset.shard_level
+
     def files(self, shard: int) -> tuple[int, ...]:
         """The files of a shard: two for the line formats."""
         file = int(self.dataset.tables.shards["file"][shard])

@@ -7,32 +7,39 @@ served without a plan until then.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import trio
 
+from mdsfs.plan.bounds import refetching
 from mdsfs.plan.planner import Planner
-from mdsfs.plan.track import prepare
+from mdsfs.plan.state import ABSENT
+from mdsfs.plan.track import prepare, shards_read
 from streaming.engine.residency import BLOCK
 from streaming.errors import StreamingError
 
 from .planned import PlannedDataset, PlannedPolicy
+from .stalls import Stall, Stalls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from mdsfs.plan.epoch import Stream
     from mdsfs.plan.planner import Fetch
+    from mdsfs.plan.track import Prepared
 
     from .cache import Cache
     from .dataset import Dataset
     from .fills import Fills
     from .flights import Flight
     from .hints import Job
+    from .stalls import Cause
+    from .wants import WantedRange
 
 __all__ = ["Planning"]
 
@@ -55,6 +62,8 @@ class _Known:
         """Orders that the planner has, or is about to get."""
         self.numbers: set[int] = set()
         """Datasets."""
+        self.stalls = Stalls()
+        self.warnings: list[str] = []
 
 
 class _Under:
@@ -144,8 +153,24 @@ class Planning:
             self.planner.moved(job.key, rank, worker, *place)
         self._set_capacity()
         for number in streams:
-            log.info("plan of %s: %s", datasets[number].url, self.planner.dataset(number).regime)
+            await self._say(known, number, prepared)
         self._work.set()
+
+    async def _say(self, known: _Known, number: int, prepared: Prepared) -> None:
+        """What was chosen for a dataset, and what that costs where shards can't be fetched by range."""
+        planned = self.policy.datasets[number]
+        url, regime = planned.dataset.url, self.planner.dataset(number).regime
+        log.info("plan of %s: %s, %s", url, regime.kind, regime.reason)
+        if regime.kind == "shards" or known.warnings or not planned.is_compressed_whole:
+            return
+        shards, sizes = shards_read(prepared, number, planned.shape), planned.shape.sizes
+        times = await trio.to_thread.run_sync(refetching, shards, sizes, self.planner.capacity, limiter=self._sorting)
+        known.warnings.append(
+            f"{url}: its shards are compressed as one piece, so that no sample can be fetched alone, and "
+            f"{regime.reason}: an epoch fetches its bytes about {times:.3g} times; `mdsfs repack` makes them seekable, "
+            f"a cache of {regime.changes_at_bytes} bytes holds them"
+        )
+        log.warning("%s", known.warnings[0])
 
     async def _admit(self, known: _Known, dataset: Dataset) -> None:
         """Make a dataset known to the planner."""
@@ -204,15 +229,18 @@ class Planning:
             await trio.lowlevel.checkpoint()
 
     def _pump(self) -> None:
-        target = max(LEAST_IN_FLIGHT, min(2 * self.planner.link.in_flight, MOST_IN_FLIGHT))
-        target = min(target, self._cache.ledger.limit * BLOCK // SHARE)
-        wanted = target - self._fills.in_flight * BLOCK
+        wanted = self._target() - self._fills.in_flight * BLOCK
         if wanted <= 0 or len(self._under) >= self._fills.pool.most_running:
             return
         for fetch in self.planner.fetches(self._free(), wanted):
             self._launch(fetch)
         if self.planner.more:
             self._work.set()
+
+    def _target(self) -> int:
+        """Bytes that are to be on their way."""
+        target = max(LEAST_IN_FLIGHT, min(2 * self.planner.link.in_flight, MOST_IN_FLIGHT))
+        return min(target, self._cache.ledger.limit * BLOCK // SHARE)
 
     def _free(self) -> int:
         """Bytes for which nothing planned must go."""
@@ -284,6 +312,46 @@ class Planning:
 
     # ---- for people --------------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def waiting(self, dataset: Dataset, wanted: Sequence[WantedRange], reader: int) -> Iterator[None]:
+        """While the block runs, a reader waits for the first of these that is not here."""
+        planned = self.policy.datasets.get(dataset.number)
+        absent = next((each for each in wanted if not dataset.is_resident(each.file, *_span(each))), None)
+        if planned is None or absent is None or (shard := planned.shard_of(absent.file)) < 0:
+            yield
+            return
+        sample = self._sample_at(planned, shard, absent)
+        cause = self._cause(planned, shard, sample)
+        begun = trio.current_time()
+        try:
+            yield
+        finally:
+            name = dataset.tables.name(absent.file)
+            stall = Stall(reader, name, sample, cause, trio.current_time() - begun)
+            for known in self._jobs.values():
+                if dataset.number in known.numbers and reader in {member.pid for member in known.job.members}:
+                    known.stalls.add(stall)
+
+    def _sample_at(self, planned: PlannedDataset, shard: int, wanted: WantedRange) -> int | None:
+        """The sample that a range begins in; None in the head, and where that is not known."""
+        offsets = planned.offsets(shard)
+        if offsets is None or wanted.start < offsets[0]:
+            return None
+        low, high = planned.samples_in(offsets, wanted.start // BLOCK, 1)
+        at = low + int(np.searchsorted(offsets[low : high + 1], wanted.start, "right")) - 1
+        return int(planned.shape.first[shard]) + min(at, len(offsets) - 2)
+
+    def _cause(self, planned: PlannedDataset, shard: int, sample: int | None) -> Cause:
+        number = planned.dataset.number
+        if sample is not None and not self.planner.is_due(number, sample):
+            return "unplanned read"
+        if planned.shape.whole[shard] and planned.dataset.tables.compression(planned.files(shard)[0]) is not None:
+            return "decompression"
+        if self._fills.in_flight * BLOCK >= self._target() - LEAST_IN_FLIGHT // 4:
+            return "bandwidth"
+        absent = sample is not None and self.planner.dataset(number).samples[sample] == ABSENT
+        return "limit" if absent and self.planner.crowded else "latency"
+
     def to_json(self, key: str) -> dict[str, Any] | None:
         """What the status shows of a job's plan; None where there is none yet."""
         known, state = self._jobs.get(key), self.planner.state_of(key)
@@ -304,8 +372,15 @@ class Planning:
             "position": state.position,
             "horizon": state.horizon,
             "known": state.known,
+            "ahead_bytes": state.ahead_bytes,
             "datasets": regimes,
+            "stalls": known.stalls.to_json(),
+            "warnings": known.warnings,
         }
+
+
+def _span(wanted: WantedRange) -> tuple[int, int]:
+    return wanted.start, wanted.stop - wanted.start
 
 
 def _streams(job: Job) -> dict[int, list[Stream]]:

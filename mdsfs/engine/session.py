@@ -334,7 +334,8 @@ class Session:
         return found
 
     async def _want(self, number: int, opened: _Opened, wanted: list[WantedRange], patience: float) -> None:
-        with self.activity.wait(), trio.move_on_after(patience):
+        stall = self._engine.planning.waiting(opened.dataset, wanted, self.pid)
+        with self.activity.wait(), stall, trio.move_on_after(patience):
             claim = await self._engine.wants.claim(opened.dataset, wanted)
             self._grant(number, claim)
             return

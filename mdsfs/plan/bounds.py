@@ -23,6 +23,8 @@ __all__ = ["Belady", "Thinned", "kept_units", "live_window", "lower_bound", "thi
 
 # A replay costs about a microsecond a use; half a million keep the whole curve of a plan below a few seconds.
 MOST_USES = 500_000
+# Of a trace of which only the rate matters: a tenth of a second's work.
+SAMPLED_USES = 50_000
 # The share that is kept of a thinned trace's units is chosen by a multiplicative hash (Knuth): no pattern in the
 # numbering of units survives it, and the same units are kept in every epoch.
 _HASH = np.uint64(0x9E3779B97F4A7C15)
@@ -54,6 +56,18 @@ class Thinned:
 
     units: NDArray[np.int64]
     share: float
+
+
+def refetching(units: NDArray[np.int64], sizes: NDArray[np.int64], cache: int) -> float:
+    """How often an epoch fetches what it reads, at best, when units come and go as a whole: 1.0 is once each.
+
+    From the first `SAMPLED_USES` uses; units: int64 [uses], sizes: int64 [units] bytes.
+    """
+    few = units[:SAMPLED_USES]
+    if not len(few):
+        return 1.0
+    fetched = Belady(sizes, cache).epoch(few, few)
+    return fetched * len(units) / len(few) / max(int(sizes[np.unique(units)].sum()), 1)
 
 
 def thin(units: NDArray[np.int64], sizes: NDArray[np.int64], most: int = MOST_USES) -> Thinned:

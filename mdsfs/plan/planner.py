@@ -82,6 +82,8 @@ class JobState:
     """How many samples ahead of that everything has been asked for."""
     known: int
     """How many samples ahead of that the order is known."""
+    ahead_bytes: int
+    """About how many bytes the horizon is away."""
     regimes: Mapping[int, Regime]
     """By dataset."""
 
@@ -127,6 +129,8 @@ class Planner:
         self._evicted = 0.0
         self.more = False
         """Whether the last call of `fetches` has left something to look at."""
+        self.crowded = False
+        """Whether it has left something for want of room."""
 
     def __repr__(self) -> str:
         return f"Planner({len(self._jobs)} jobs, {len(self._datasets)} datasets, capacity {self.capacity})"
@@ -347,7 +351,7 @@ class Planner:
         found: list[Fetch] = []
         room = _Room(self, free)
         lots = 0
-        self.more = False
+        self.more = self.crowded = False
         for near in (True, False):
             blocked: set[str] = set()
             while most > 0 and (job := self._next_job(blocked, near=near)) is not None:
@@ -356,7 +360,8 @@ class Planner:
                     self.more = True
                     return found
                 for fetch in self._step(job, blocked, near=near):
-                    if most <= 0 or not room.admits(fetch):
+                    if most <= 0 or (full := not room.admits(fetch)):
+                        self.crowded |= most > 0 and full
                         blocked.add(job.name)
                         self._step_back(job, fetch)
                         break
@@ -528,6 +533,15 @@ class Planner:
             needed += need.shards if self._datasets[number].regime.kind == "shards" else need.samples
         return max(needed / epoch.epoch.positions, 1.0)
 
+    def is_due(self, number: int, sample: int) -> bool:
+        """Whether a reader that keeps to its order may be reading this sample now."""
+        one = np.array([sample], np.int64)
+        for job in self._readers(number):
+            key = int(job.track.next_of_samples(number, one)[0])
+            if key < job.track.lead + self._near_positions(job) + 2 * self._row(job):
+                return True
+        return False
+
     def _row(self, job: _Job) -> int:
         """Positions of one batch of each reader of the host."""
         epoch = job.epoch
@@ -548,11 +562,13 @@ class Planner:
             return None
         track = known.track
         place = track.place(track.front)
+        horizon = max(known.near, known.far, track.front) - track.front
         return JobState(
             epoch=place[0] if place else None,
             position=track.front - track.bases[place[0]] if place else 0,
-            horizon=max(known.near, known.far, track.front) - track.front,
+            horizon=horizon,
             known=track.end - track.front,
+            ahead_bytes=int(horizon * self._position_bytes(known)),
             regimes={number: self._datasets[number].regime for number in known.streams if number in self._datasets},
         )
 

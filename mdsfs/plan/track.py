@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .epoch import Stream
     from .shape import Shape
 
-__all__ = ["Needs", "Prepared", "Track", "prepare"]
+__all__ = ["Needs", "Prepared", "Track", "prepare", "shards_read"]
 
 # From so many shards on one pass over all uses costs less than a look at each shard's own.
 _MANY = 512
@@ -71,6 +71,13 @@ def _needs(uses: Uses, shape: Shape) -> Needs:
     ranked = np.lexsort((changes, places))
     window = int(np.cumsum(changes[ranked]).max()) if len(ranked) else 0
     return Needs(int(uses.distinct * shape.sample_bytes), int(sizes.sum()), window)
+
+
+def shards_read(prepared: Prepared, dataset: int, shape: Shape, most: int = 1 << 20) -> NDArray[np.int64]:
+    """int64 [uses]: the shards of the first samples that are read of a dataset, in the order of reading."""
+    uses = prepared.uses[dataset]
+    soon = np.flatnonzero(uses.at < most)
+    return shape.shard_of(uses.samples[soon[np.argsort(uses.at[soon])]].astype(np.int64))
 
 
 class Track:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,3 +151,34 @@ def test_of_a_resumed_epoch_only_the_rest_is_fetched(opened: Open) -> None:
     assert len(source.read(dataset)) == 48
     assert source.engine.status()["jobs"][0]["positions"][0]["epoch"] == 0
     assert source.sent() < 0.25 * 1.2 + 0.35
+
+
+def test_a_stall_is_told_with_its_reader_sample_and_cause(opened: Open) -> None:
+    """The first samples of an order had to be waited for; so had one that no order told of."""
+    source = opened(8, 24, 0.3)
+    dataset = source.dataset()
+    order = source.read(dataset)
+    samples = iter(dataset)
+    source.read(next(samples) for _ in range(8))
+    until(lambda: source.plan().get("known", 0) >= source.samples // 2)
+    causes = source.plan()["stalls"]["causes"]
+    assert set(causes) <= {"bandwidth", "latency", "limit"}
+    assert sum(each["count"] for each in causes.values()) > 0
+    for number in order:
+        dataset[number]
+    stalls = source.plan()["stalls"]
+    assert stalls["causes"]["unplanned read"]["count"] > 0
+    last = stalls["last"][-1]
+    assert last["reader"] == os.getpid()
+    assert last["shard"] == f"shard.{last['sample'] // 24:05}.mds"
+    assert last["seconds"] > 0
+
+
+def test_shards_compressed_as_one_piece_are_warned_of_with_the_price(opened: Open) -> None:
+    """They can't be fetched by range: the right bytes come, many times over, and the plan says what helps."""
+    source = opened(6, 12, 0.55, compression="gz")
+    assert sorted(source.read(source.dataset(batch_size=4))) == list(range(source.samples))
+    (warning,) = source.plan()["warnings"]
+    assert "compressed as one piece" in warning
+    assert "`mdsfs repack`" in warning
+    assert source.engine.log.read_text().count("compressed as one piece") == 1
