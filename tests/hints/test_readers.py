@@ -52,6 +52,12 @@ def jobs(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def lanes(folder: Path) -> list[tuple[int, int, int, int]]:
+    """Rank, worker, epoch and batch of every reader of every job."""
+    names = ("rank", "worker", "epoch", "batch")
+    return sorted(tuple(each[name] for name in names) for job in jobs(folder) for each in job["positions"])
+
+
 def ids(samples: Any) -> list[int]:
     """Of samples, or of collated batches."""
     return [number for sample in samples for number in np.atleast_1d(sample["id"]).tolist()]
@@ -68,35 +74,35 @@ def test_a_process_that_iterates(folder: str, cache: Path) -> None:
     found = ids(next(samples) for _ in range(20))
     (job,) = jobs(cache)
     assert (job["epoch"], job["readers"], job["source"]) == (0, [os.getpid()], "order")
-    until(lambda: jobs(cache)[0]["orders"] == {"0": "ready"})
+    until(lambda: jobs(cache)[0]["orders"]["0"] == "ready")
     for _ in range(6):  # positions are told every 10 ms at most, which asking for the status takes
         found += ids(next(samples) for _ in range(25))
         jobs(cache)
     until(lambda: jobs(cache)[0]["orders"] == {"0": "ready", "1": "ready"})
     found += ids(samples)
-    assert jobs(cache)[0]["positions"] == [{"rank": 0, "worker": 0, "epoch": 0, "batch": 50}]
+    until(lambda: lanes(cache) == [(0, 0, 0, 50)])
     assert [found, ids(there)] == expected
-    assert sorted(jobs(cache)[0]["orders"]) == ["1", "2"]
+    until(lambda: sorted(jobs(cache)[0]["orders"]) == ["1", "2"])
     samples = iter(there)
     next(samples)
     del samples, there
     until(lambda: jobs(cache) == [])
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers(folder: str, cache: Path, context: str) -> None:
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers(folder: str, cache: Path, context: str, workers: int) -> None:
     """Each worker tells of its own lane, on a connection of its own; together they are one job."""
-    expected = ids(StreamingDataLoader(StreamingDataset(local=folder, **OPTIONS), batch_size=4, num_workers=2))
+    expected = ids(StreamingDataLoader(StreamingDataset(local=folder, **OPTIONS), batch_size=4, num_workers=workers))
     dataset = StreamingDataset(remote=folder, local=str(cache), **OPTIONS)
     assert dataset[3]["id"] == 3
     loader = StreamingDataLoader(
-        dataset, batch_size=4, num_workers=2, worker_init_fn=print, multiprocessing_context=context
+        dataset, batch_size=4, num_workers=workers, worker_init_fn=print, multiprocessing_context=context
     )
     batches = iter(loader)
     found = ids([next(batches)])
-    until(lambda: len(jobs(cache)[0]["positions"]) == 2)
+    until(lambda: len(lanes(cache)) == workers)
     (job,) = jobs(cache)
-    assert len(job["readers"]) == 2
+    assert len(job["readers"]) == workers
     assert os.getpid() not in job["readers"]
     assert job["warnings"] == []
     assert found + ids(batches) == expected
@@ -107,9 +113,8 @@ def test_batches_that_are_gathered(folder: str, cache: Path) -> None:
     dataset = StreamingDataset(remote=folder, local=str(cache), **OPTIONS)
     loader = StreamingDataLoader(dataset, batch_size=4, num_workers=2)
     assert len(list(loader)) == 50
-    (job,) = jobs(cache)
-    assert [each["batch"] for each in job["positions"]] == [25, 25]
-    assert job["readers"] == [os.getpid()]
+    until(lambda: lanes(cache) == [(0, 0, 0, 25), (0, 1, 0, 25)])
+    assert jobs(cache)[0]["readers"] == [os.getpid()]
 
 
 def test_resumption(folder: str, cache: Path) -> None:
@@ -120,7 +125,7 @@ def test_resumption(folder: str, cache: Path) -> None:
     again = StreamingDataset(remote=folder, local=str(cache), **OPTIONS)
     again.load_state_dict(state)
     assert ids(again) == whole[80:]
-    assert jobs(cache)[0]["positions"] == [{"rank": 0, "worker": 0, "epoch": 0, "batch": 30}]
+    until(lambda: lanes(cache) == [(0, 0, 0, 30)])
 
 
 def test_ranks_and_replication(folder: str, cache: Path) -> None:
@@ -136,13 +141,7 @@ def test_ranks_and_replication(folder: str, cache: Path) -> None:
         for rank in range(4)
     ]
     assert [ids(each) for each in ranks] == [ids(each) for each in plain]
-    found = jobs(cache)
-    assert sorted((each["rank"], each["batch"]) for job in found for each in job["positions"]) == [
-        (0, 25),
-        (0, 25),
-        (1, 25),
-        (1, 25),
-    ]
+    until(lambda: lanes(cache) == [(0, 0, 0, 25), (0, 0, 0, 25), (1, 0, 0, 25), (1, 0, 0, 25)])
 
 
 def test_the_engine_dies(folder: str, cache: Path) -> None:
@@ -184,7 +183,7 @@ def test_a_large_order_comes_from_the_engine(tmp_path: Path, cache: Path) -> Non
     found = dataset.begin_epoch(2)
     assert found.base is not None
     assert not found.flags.writeable
-    assert jobs(cache)[0]["orders"] == {"0": "ready"}
+    assert jobs(cache)[0]["orders"]["0"] == "ready"
     world = dataset._world()
     world = type(world)(world.num_nodes, world.ranks_per_node, 2, 0)
     assert np.array_equal(found, rank_order(dataset._spec(), world, 0))
@@ -208,9 +207,8 @@ def test_streams_of_two_engines(folder: str, cache: Path, tmp_path: Path) -> Non
         dataset = mix(remote=True)
         assert ids(dataset) == expected
         for each, its in zip(caches, ([False, True, True], [True, True, False]), strict=True):
-            (job,) = jobs(each)
-            assert [url is None for url in job["datasets"]] == its
-            assert job["positions"][0]["batch"] == 75
+            until(lambda each=each: lanes(each) == [(0, 0, 0, 75)])
+            assert [url is None for url in jobs(each)[0]["datasets"]] == its
         del dataset
     finally:
         end_engine(caches[1], signal.SIGTERM)
