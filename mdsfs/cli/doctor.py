@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "doctor",
         help="check this host and a source, and say what to fix",
         description="Check kernel, FUSE, limits, cache disk and, with SOURCE, the store; measure where time goes.",
-        epilog="examples:\n  mdsfs doctor\n  mdsfs doctor s3://bucket/dataset --cache-dir /nvme/cache\n\n"
+        epilog="examples:\n  mdsfs doctor s3://bucket/dataset --cache-dir /nvme/cache\n  mdsfs doctor\n\n"
         "The exit code is 0 without a FAIL, else 1.",
     )
     add = parser.add_argument
@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
         requester_pays=args.requester_pays or None,
     )
     findings = [*host.check(), *cache.check(cache_dir)]
-    index = None
+    index, dataset = None, None
     if args.source:
-        found, index = source.check(args.source, options)
+        found, index, dataset = source.check(args.source, options)
         findings += found
     measured: list[Rate] = []
     if not args.no_rates:
-        measured = rates.measure(cache_dir, args.source if index else None, options, index, args.seconds)
+        measured = rates.measure(cache_dir, dataset if index else None, options, index, args.seconds)
         findings += rates.judge(measured)
     if args.json:
         print(

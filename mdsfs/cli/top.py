@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mdsfs.metrics.sample import rates, sample
 from mdsfs.metrics.screen import lines
 from streaming.engine.client import EngineClient
+from streaming.errors import EngineUnavailableError
 
 from .arguments import default_cache_dir, positive_int, seconds
 from .status import of_mount
@@ -66,10 +67,17 @@ def run(args: argparse.Namespace) -> int:
 def _documents(args: argparse.Namespace) -> Iterator[Callable[[], dict[str, Any]]]:
     """A function that returns a status document of now."""
     if args.mountpoint:
-        yield lambda: of_mount(args.mountpoint)
+        yield lambda: _of_mount(args.mountpoint)
         return
     with EngineClient.connect(args.cache_dir or default_cache_dir(), client="cli") as client:
         yield lambda: dict(json.loads(client.status(brief=True)))
+
+
+def _of_mount(mountpoint: str) -> dict[str, Any]:
+    document = of_mount(mountpoint)
+    if "engine" not in document:
+        raise EngineUnavailableError(f"{mountpoint} has no engine: {document['mount']['engine_error']}")
+    return document
 
 
 def _print(args: argparse.Namespace, look: Callable[[], dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import socket
 import ssl
@@ -17,11 +18,13 @@ from streaming.errors import (
     CredentialsRefusedError,
     DatasetError,
     EndpointUnreachableError,
+    ObjectMissingError,
     SourceMissingError,
     StreamingError,
 )
 from streaming.mds.index import MAX_INDEX_BYTES, parse_index
 from streaming.remote import open_remote
+from streaming.remote.interface import join_url
 from streaming.sizes import format_size
 
 from .findings import Finding, fail, ok, warn
@@ -40,27 +43,34 @@ LATENCIES = 5
 # A store whose every answer takes this long needs many requests at once to fill a link.
 SLOW = 0.25
 LARGE_SHARD = 256 << 20
+INDEX = "index.json"
+# Of a folder of several datasets: so many objects are looked at for the first index.
+MOST_LISTED = 10_000
 
 
-def check(source: str, options: RemoteOptions) -> tuple[list[Finding], Index | None]:
-    """Everything about a source, and its index where there is one."""
+def check(source: str, options: RemoteOptions) -> tuple[list[Finding], Index | None, str]:
+    """Everything about a source, the index that was looked at, and the URL of its dataset: of several the first."""
     findings: list[Finding] = []
     try:
         remote = open_remote(source, options)
     except StreamingError as error:
-        return [fail("source", str(error), "use s3://bucket/prefix, file:///path or a path")], None
+        return [fail("source", str(error), "use s3://bucket/prefix, file:///path or a path")], None, source
     if source.startswith("s3://"):
         endpoint = options.endpoint_url or "https://s3.amazonaws.com"
         findings += _endpoint(endpoint)
         if findings[-1].level == "fail":
-            return findings, None
+            return findings, None, source
     try:
+        if (below := _first_below(remote)) is not None:
+            findings.append(ok("datasets", f"none at {source} itself, {below} is looked at"))
+            source = join_url(source, below)
+            remote = open_remote(source, options)
         begun = time.monotonic()
-        data, _ = remote.read("index.json", limit=MAX_INDEX_BYTES)
+        data, _ = remote.read(INDEX, limit=MAX_INDEX_BYTES)
         taken = time.monotonic() - begun
         index = parse_index(data)
     except StreamingError as error:
-        return [*findings, _refused(error)], None
+        return [*findings, _refused(error)], None, source
     if source.startswith("s3://"):
         findings.append(ok("credentials", "none are needed" if options.anonymous else "are accepted"))
     findings.append(
@@ -69,7 +79,20 @@ def check(source: str, options: RemoteOptions) -> tuple[list[Finding], Index | N
     findings.append(_listing(remote))
     findings.append(_latency(remote, index))
     findings += _shape(index)
-    return findings, index
+    return findings, index, source
+
+
+def _first_below(remote: Remote) -> str | None:
+    """The folder of the first dataset below, where there is none at the source itself."""
+    try:
+        remote.stat(INDEX)
+    except ObjectMissingError:
+        for info in itertools.islice(remote.list(), MOST_LISTED):
+            if info.key.endswith(f"/{INDEX}"):
+                return info.key.removesuffix(f"/{INDEX}")
+    except StreamingError:
+        pass  # reading it will say more
+    return None
 
 
 def _refused(error: StreamingError) -> Finding:
@@ -81,7 +104,7 @@ def _refused(error: StreamingError) -> Finding:
             "set them in the environment, in a profile or a role; see the message",
         ),
         (EndpointUnreachableError, "endpoint", "check --endpoint-url, the network and its proxy"),
-        (SourceMissingError, "index", "check the URL; a folder of several datasets is mounted, not checked, as one"),
+        (SourceMissingError, "index", "check the URL, and that the upload has finished"),
         (DatasetError, "index", "write it again (streaming.base.util.merge_index), or fetch it again"),
     )
     for kind, what, fix in fixes:

@@ -108,11 +108,23 @@ def test_a_source_that_fails(
     rclone.put_tree("ds", write_dataset(tmp_path / "data", shards=1, size=MIB).folder)
     for name, value in (rclone.variables | variables).items():
         monkeypatch.setenv(name, value)
-    findings, index = source.check(url, RemoteOptions.from_environment(attempts=1))
+    findings, index, _ = source.check(url, RemoteOptions.from_environment(attempts=1))
     failed = [each for each in findings if each.level == "fail"]
     assert [each.what for each in failed] == [what]
     assert failed[0].fix
     assert index is None
+
+
+def test_a_folder_of_several_datasets(rclone: StorageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them is looked at, and said."""
+    for name in ("train", "val"):
+        rclone.put_tree(f"several/{name}", write_dataset(tmp_path / name, shards=1, size=MIB).folder)
+    for name, value in rclone.variables.items():
+        monkeypatch.setenv(name, value)
+    found, index, url = source.check(rclone.url("several"), RemoteOptions.from_environment())
+    assert index is not None
+    assert url == rclone.url("several/train")
+    assert levels(found)["datasets"] == "ok"
 
 
 class Clock(HTTPServer):
@@ -172,7 +184,7 @@ def test_what_about_shards_costs_time_or_safety(tmp_path: Path) -> None:
     shard["compression"], shard["zip_data"] = "gz", shard["raw_data"] | {"basename": "shard.00000.mds.gz"}
     (folder / "index.json").write_text(json.dumps(entry))
     (folder / "shard.00000.mds.gz").write_bytes(b"x" * MIB)
-    found, index = source.check(str(folder), RemoteOptions())
+    found, index, _ = source.check(str(folder), RemoteOptions())
     assert index is not None
     assert levels(found) | {"compression": "warn", "hashes": "warn"} == levels(found)
 
