@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from streaming.engine.client import EngineClient, Range
 from streaming.engine.residency import BLOCK, ResidencyReader
 from streaming.engine.spawn import EngineOptions
@@ -22,6 +24,7 @@ from streaming.errors import (
     EngineUnavailableError,
     ReadTimeoutError,
     ShardCorruptError,
+    StreamingError,
 )
 from streaming.mds.tables import load_tables
 from streaming.pins import pinned_map
@@ -31,6 +34,8 @@ from streaming.sources import check_hash_name, map_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from streaming.engine.client import DirectBytes
     from streaming.reader import Decoder, ShardFile
@@ -229,6 +234,38 @@ class EngineFolder:
         if ranges and not self._session.client.closed:
             self._session.client.ahead(self._session.dataset, ranges)
 
+    def bring(self, ranges: Sequence[Range]) -> bool:
+        """Have these ranges fetched by one request, and wait for them; False where that is not possible, or failed."""
+        session = self._session
+        absent = [each for each in dict.fromkeys(ranges) if not session.residency.is_resident(*each)]
+        if session.client.closed or len(absent) > RANGES or sum(length for _, _, length in absent) > self.window:
+            return False
+        try:
+            if absent:
+                with session.client.held(session.dataset, absent, timeout=self._timeout) as wanted:
+                    return not wanted.direct
+        except StreamingError:
+            return False  # whoever reads them hears why
+        return True
+
+    def words(self, file: int, offset: int, count: int) -> NDArray[np.uint32] | None:
+        """So many little-endian u32 of a file, if they are resident."""
+        session = self._session
+        if session.client.closed or not session.residency.is_resident(file, offset, 4 * count):
+            return None
+        generation = session.generations[file]
+        try:
+            opened = session.client.file(session.dataset, file)
+        except StreamingError:
+            return None
+        try:
+            data = os.pread(opened.fd, 4 * count, offset)
+        finally:
+            os.close(opened.fd)
+        if session.generations[file] != generation or generation & 1 or len(data) < 4 * count:
+            return None
+        return np.frombuffer(data, "<u4")
+
     def status(self) -> dict[str, Any]:
         """The engine's status."""
         found: dict[str, Any] = json.loads(self.session(self.deadline()).client.status())
@@ -270,7 +307,17 @@ class _EngineFile:
         self._folder, self._file = folder, file
         self._reads = 0
         self._last = self._asked = 0  # where the last read ended, and up to where the reader has told of itself
-        self._adopt(folder.session(folder.deadline()))
+        self._connect(folder.deadline())
+
+    def _connect(self, deadline: float) -> None:
+        """Open the file with an engine that lives, however many die meanwhile."""
+        while True:
+            session = self._folder.session(deadline)
+            try:
+                return self._adopt(session)
+            except EngineUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
 
     def _adopt(self, session: _Session) -> None:
         opened = session.client.file(session.dataset, self._file)
@@ -380,7 +427,7 @@ class _EngineFile:
             try:
                 fetched = self._fetch(start, stop, deadline)
             except EngineUnavailableError:
-                self._adopt(self._folder.session(deadline))
+                self._connect(deadline)
                 continue
             if fetched is None:
                 fetched = self._copy(start, stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -67,8 +68,6 @@ def door(tmp_path: Path, rclone: StorageServer, monkeypatch: pytest.MonkeyPatch)
     with contextlib.suppress(EngineError, OSError), EngineClient.connect(cache, client="cli") as client:
         ended = os.pidfd_open(client.engine["pid"])
         client.stop()
-        import select
-
         assert select.select([ended], [], [], 30)[0]
         os.close(ended)
 
@@ -123,6 +122,19 @@ def test_the_engine_may_die(door: Callable[..., Door]) -> None:
     os.waitid(os.P_PIDFD, ended, os.WEXITED | os.WNOWAIT) if pid in _children() else None
     os.close(ended)
     assert all(right(read(number), number) for number in range(600))
+
+
+def test_the_engine_may_die_before_a_shard_is_opened(door: Callable[..., Door]) -> None:
+    """What notices it is the request for the next file: that is made again to another engine."""
+    folder = EngineFolder(door())
+    read = Shards(folder).reader()
+    for first, number in ((5, 333), (100, 444)):
+        assert right(read(first), first)
+        ended = os.pidfd_open(folder.client.engine["pid"])
+        os.kill(folder.client.engine["pid"], signal.SIGKILL)
+        assert select.select([ended], [], [], 30)[0]
+        os.close(ended)
+        assert right(read(number), number)
 
 
 def _children() -> set[int]:
