@@ -305,7 +305,8 @@ class Hints:
         """Every reader has read its epoch to the end: those of the next one may be about to come."""
         with trio.CancelScope() as job.lingering:
             await trio.sleep(LINGER)
-            self._end(job)
+            if not job.members and self.jobs.get(job.key) is job:
+                self._end(job)
 
     def _take_away(self, member: Member, lane: Lane) -> None:
         del member.places[lane]
