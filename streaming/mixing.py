@@ -177,7 +177,7 @@ class Mix:
     def page_watch(self) -> PageWatch:
         """Keeps what an iteration has mapped within bounds."""
         total = sum(int(part.tables.files["size"].sum()) for part in self._parts)
-        return PageWatch(total / self.num_samples, lambda: (each for part in self._parts for each in part.maps()))
+        return PageWatch(self.num_samples, total, lambda: (each for part in self._parts for each in part.maps()))
 
     def close_shard(self, number: int) -> None:
         """Let go of a shard's map."""

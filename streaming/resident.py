@@ -9,6 +9,7 @@ minor fault, and views stay valid.
 from __future__ import annotations
 
 import mmap
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PageWatch"]
 
-# Mapped bytes that an iteration may bring into its process's page table: epochs over less never fault again.
-MOST = 1 << 30
+# Up to here a dataset stays mapped: later epochs never fault again.
+SMALL = 1 << 30
+# Mapped bytes that an iteration over a larger one may bring into its process's page table.
+MOST = 256 << 20
 # How many bytes are read between two looks: one takes 5 µs.
 STEP = 64 << 20
 
@@ -26,12 +29,13 @@ class PageWatch:
     """Looks after the maps of one dataset while it is iterated.
 
     Args:
-        sample_bytes: Average size of a sample.
+        samples: Samples of the dataset.
+        total: Bytes of them.
         maps: The maps that are open now.
     """
 
-    def __init__(self, sample_bytes: float, maps: Callable[[], Iterable[mmap.mmap]]) -> None:
-        self._every = max(int(min(STEP, MOST // 4) / max(sample_bytes, 1.0)), 1)
+    def __init__(self, samples: int, total: int, maps: Callable[[], Iterable[mmap.mmap]]) -> None:
+        self._every = max(samples * min(STEP, MOST // 4) // max(total, 1), 1) if total > SMALL else sys.maxsize
         self._left = self._every
         self._most = _mapped_bytes() + MOST
         self._maps = maps

@@ -59,7 +59,7 @@ def main() -> int:
         f"{count} of {samples} samples in {seconds:.0f} s, {count * options.sample_kb / 1024 / seconds:.0f} MiB/s"
     )
     highest = max(max(values) for values in seen.values()) / 1e6
-    return results.finish(options.json, described, [("highest private MB of a worker", highest, 1500.0, False)])
+    return results.finish(options.json, described, [("highest private MB of a worker", highest, 600.0, False)])
 
 
 if __name__ == "__main__":

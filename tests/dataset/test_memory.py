@@ -29,6 +29,7 @@ def test_workers_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Eight workers, each of which reads eight times the bound: private memory never grows beyond that."""
     bound = 16 * MIB
     monkeypatch.setattr(resident, "MOST", bound)
+    monkeypatch.setattr(resident, "SMALL", bound)
     total = 8 * WORKERS * bound
     samples = write_sparse(tmp_path / "a", total, sample=MIB // 4, shard=16 * MIB)
     dataset = StreamingDataset(local=str(tmp_path / "a"), batch_size=4, shuffle=True, predownload=4)
