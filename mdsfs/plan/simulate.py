@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .modelled import Cache, Wire, in_flight, room
 from .planner import Link, Planner
 from .state import ABSENT, HERE
 from .track import prepare
@@ -88,61 +89,6 @@ def simulate(workload: Workload, host: Host, orders: Sequence[NDArray[np.int64]]
     return _Simulation(workload, host, orders).run()
 
 
-class _Wire:
-    """When what is asked for now will have come."""
-
-    def __init__(self, bandwidth: float, latency: float, request: float) -> None:
-        self._bandwidth, self._latency, self._request = bandwidth, latency, request
-        self._free = 0.0
-
-    def send(self, now: float, size: float, requests: int) -> float:
-        """The time of the last byte."""
-        begin = max(self._free, now + self._latency)
-        self._free = begin + max(size / self._bandwidth, requests * self._request)
-        return self._free
-
-
-class _Cache:
-    """Bytes by sample and shard, as they lie on the disk."""
-
-    def __init__(self, workload: Workload, capacity: float) -> None:
-        shape = workload.shape
-        self.capacity = capacity
-        self.used = 0.0
-        self.reserved = 0.0
-        self.peak = 0.0
-        self.samples: NDArray[np.float32] = np.zeros(shape.samples, np.float32)
-
-    @property
-    def free(self) -> float:
-        """Neither used nor promised."""
-        return self.capacity - self.used - self.reserved
-
-    def reserve(self, size: float) -> None:
-        """Room for what comes."""
-        self.reserved += size
-        self.peak = max(self.peak, self.used + self.reserved)
-
-    def fill(self, first: int, stop: int, size: float) -> None:
-        """Reserved room has been filled with these samples; those that were there give way."""
-        before = float(self.samples[first:stop].sum())
-        self.samples[first:stop] = size / (stop - first)
-        self.reserved -= size
-        self.used += size - before
-
-    def keep(self, size: float) -> None:
-        """Reserved room has been filled with what stays."""
-        self.reserved -= size
-        self.used += size
-
-    def drop(self, first: int, stop: int) -> float:
-        """Bytes that these samples took."""
-        size = float(self.samples[first:stop].sum())
-        self.samples[first:stop] = 0
-        self.used -= size
-        return size
-
-
 class _Simulation:
     """One run. All sizes are of the thinned workload until they are given out."""
 
@@ -151,14 +97,14 @@ class _Simulation:
         self._orders = orders
         self._workload, self._host, self._shape = workload, host, workload.shape
         self._streams = {_DATASET: [(_DATASET, 0, workload.shape.samples)]}
-        capacity = max(int((host.limit - workload.stored.index) * share), 1)
+        capacity = max(int(room(workload, host.limit) * share), 1)
         bandwidth, request = host.bandwidth * share, host.request / share
         self._planner = Planner(capacity, Link(bandwidth, host.latency, request))
         self._planner.add_dataset(_DATASET, self._shape)
         self._state = self._planner.dataset(_DATASET)
-        self._wire = _Wire(bandwidth, host.latency, request)
-        self._cache = _Cache(workload, capacity)
-        self._budget = max(2 * self._planner.link.in_flight, int(PART * share), 1)
+        self._wire = Wire(bandwidth, host.latency, request)
+        self._cache = Cache(workload, capacity)
+        self._budget = max(int(in_flight(host.limit, host.bandwidth, host.latency) * share), 1)
         self._now = 0.0
         self._coming: list[tuple[float, int, Fetch, float]] = []
         self._in_flight = 0.0
@@ -182,7 +128,8 @@ class _Simulation:
         share = self._workload.share
         regime = self._state.regime
         at = regime.changes_at_bytes
-        peak = self._cache.peak / share + self._workload.stored.index
+        fixed = self._host.limit - room(self._workload, self._host.limit)
+        peak = self._cache.peak / share + fixed
         return Run(
             tuple(found),
             regime.kind,
@@ -242,6 +189,8 @@ class _Simulation:
             if absent:
                 self._ask(most=absent * self._shape.sample_bytes)
             if not self._coming:
+                if self._planner.more:
+                    continue
                 self._pass_by(ids)
                 return
             # what is on its way comes together; a head must come before what it leads to is asked for
@@ -276,19 +225,21 @@ class _Simulation:
         taken: list[Unit] = []
         sent: list[Fetch] = []
         for fetch in self._planner.fetches(int(self._cache.free), int(wanted)):
-            if victims is None and fetch.size > self._cache.free:
+            needed = fetch.kind != "head" and fetch.size > self._cache.free
+            if victims is None and needed:
                 victims = self._planner.victims()
-            if victims is not None and not self._make_room(fetch, victims, taken):
+            if needed and victims is not None and not self._makeroom(fetch, victims, taken):
                 self._planner.ended(fetch, again=True)
                 continue
-            self._cache.reserve(fetch.size)
+            if fetch.kind != "head":  # for these there is room beside the data's
+                self._cache.reserve(fetch.size)
             sent.append(fetch)
         self._give_up(taken)
         for fetch in sent:
             self._send(fetch)
-        self._satisfied = self._in_flight - before < wanted / 2
+        self._satisfied = self._in_flight - before < wanted / 2 and not self._planner.more
 
-    def _make_room(self, fetch: Fetch, victims: Iterator[Unit], taken: list[Unit]) -> bool:
+    def _makeroom(self, fetch: Fetch, victims: Iterator[Unit], taken: list[Unit]) -> bool:
         while self._cache.free < fetch.size:
             unit = next(victims, None)
             if unit is None or unit.distance <= fetch.distance:
@@ -375,7 +326,6 @@ class _Simulation:
             self._now = max(self._now, finish)
             self._in_flight -= size
             if fetch.kind == "head":
-                self._cache.keep(fetch.size)
                 self._planner.head_arrived(_DATASET, fetch.shard)
                 self._satisfied = False
             else:

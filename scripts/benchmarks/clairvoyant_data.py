@@ -35,8 +35,7 @@ class Recipe:
 
 
 RECIPES = {
-    # shards so small that what is on its way is a small part of what the largest cache leaves to be fetched
-    "blocks": Recipe(6144, 64 * KIB, 1 * MIB),
+    "blocks": Recipe(8192, 64 * KIB, 2 * MIB),
     "tiny": Recipe(4096, 16 * KIB, 1 * MIB),
     "s4": Recipe(16384, 4 * KIB, 4 * MIB),
     "s16": Recipe(8192, 16 * KIB, 8 * MIB),
