@@ -17,7 +17,6 @@ import socket
 import threading
 import time
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,6 +31,7 @@ from streaming.errors import (
 
 from . import messages
 from .address import prepare_runtime_directory, socket_path
+from .answers import Attached, DirectBytes, Hinted, HintedOrder, OpenedDataset, OpenedFile, Source, Wanted, hinted_order
 from .spawn import START_TIMEOUT, EngineOptions, spawn_engine
 
 if TYPE_CHECKING:
@@ -58,89 +58,6 @@ GRACE = 5.0
 
 Range = tuple[int, int, int]
 Place = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedDataset:
-    """One dataset of a source, as `open` answers."""
-
-    dataset: int
-    prefix: str
-    kind: str
-    files: int
-    shown_size: int
-    url: str
-    mtime_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What `open` found."""
-
-    datasets: tuple[OpenedDataset, ...]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """Descriptors of a dataset's tables, residency table and shown index (None for objects); the caller closes them."""
-
-    tables: int
-    residency: int
-    index: int | None
-
-    def close(self) -> None:
-        """Close all of them."""
-        messages.close_fds([fd for fd in (self.tables, self.residency, self.index) if fd is not None])
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedFile:
-    """A cache file (or, when direct, the source's own file); the caller closes the descriptor."""
-
-    fd: int
-    size: int
-    direct: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DirectBytes:
-    """A range that had no room in the cache: its bytes are all that the memfd holds, from its start."""
-
-    file: int
-    offset: int
-    length: int
-    fd: int
-
-
-@dataclass(frozen=True, slots=True)
-class HintedOrder:
-    """The order of an epoch: a sealed memfd of int64 in this shape; the caller closes it."""
-
-    fd: int
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Hinted:
-    """An answered `hint`: the job's number on this connection, whether the engine fetches ahead by it, and the order of
-    the epoch if it is there already."""
-
-    job: int
-    planned: bool
-    order: HintedOrder | None
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """An answered `want`: what is not in `direct` is resident and held until `done`."""
-
-    id: int
-    direct: tuple[DirectBytes, ...]
-
-    def close(self) -> None:
-        """Close the memfds."""
-        messages.close_fds(list({each.fd for each in self.direct}))
 
 
 class _Pending:
@@ -377,13 +294,13 @@ class EngineClient:
         behind it, and the (rank here, worker, batch) that this process is about to read."""
         message = {"op": "hint", "epoch": epoch, "drop": drop, "at": places}
         reply, fds = self._call(message, timeout, send=[document], fds=(0, 1))
-        return Hinted(int(reply["job"]), bool(reply["planned"]), _order(reply, fds))
+        return Hinted(int(reply["job"]), bool(reply["planned"]), hinted_order(reply, fds))
 
     def order(self, job: int, epoch: int, timeout: float) -> HintedOrder:
         """The order of an epoch of a hinted job; waits until it is computed. Raises what keeps it from that."""
         message = {"op": "order", "job": job, "epoch": epoch, "timeout": timeout}
         reply, fds = self._call(message, timeout + GRACE, fds=(1, 1))
-        found = _order(reply, fds)
+        found = hinted_order(reply, fds)
         if found is None:
             raise ProtocolError("the engine's answer has no order")
         return found
@@ -559,16 +476,6 @@ class EngineClient:
     def _broken(self, error: OSError | None) -> EngineError:
         self.close()
         return EngineUnavailableError(f"the engine is gone: {error.strerror if error else 'it closed the connection'}")
-
-
-def _order(reply: dict[str, Any], fds: list[int]) -> HintedOrder | None:
-    if not fds:
-        return None
-    try:
-        return HintedOrder(fds[0], tuple(int(side) for side in reply["shape"]))
-    except (KeyError, TypeError, ValueError) as error:
-        messages.close_fds(fds)
-        raise ProtocolError("the engine's answer to a hint makes no sense") from error
 
 
 def _make_cache_directory(cache_dir: str | os.PathLike[str]) -> None:
