@@ -40,6 +40,8 @@ _ARRAY = np.dtype("<i8")
 
 # What OrderSpec is made of, beside its streams, and the least of each number.
 _NUMBERS = {"batch_size": 1, "canonical_nodes": 1, "seed": 0, "block_size": 0, "sampling_granularity": 1}
+# 64 canonical nodes a node are usual; each takes steps of its own in a shuffle.
+_MOST = {"seed": 1 << 62, "canonical_nodes": 1 << 18}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "shuffle_algo": tuple(SHUFFLES),
     "partition_algo": tuple(PARTITIONS),
@@ -217,7 +219,7 @@ def _order(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict) or values.keys() != known:
         raise ProtocolError(f"order: expected the keys {', '.join(sorted(known))}")
     for name, least in _NUMBERS.items():
-        _number(name, values[name], least, LARGEST if name != "seed" else 1 << 62)
+        _number(name, values[name], least, _MOST.get(name, LARGEST))
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
             raise ProtocolError(f"{name}: expected one of {', '.join(choices)}")

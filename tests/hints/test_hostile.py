@@ -72,7 +72,6 @@ def test_hints_that_are_refused(start: Start, folder: str) -> None:
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], int]] = [
-    ({"canonical_nodes": HUGE}, 200),
     ({"shuffle_algo": "py1b", "block_size": 0}, 200),
     ({"batching_method": "stratified", "batch_size": 1 << 20}, 200),
     ({}, 0),
