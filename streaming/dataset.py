@@ -18,6 +18,7 @@ from streaming.board import Board
 from streaming.compatibility.arguments import number_abbrev_to_int
 from streaming.compatibility.spellings import DATASET, accept_renamed
 from streaming.engine.hint import HintWorld
+from streaming.first import bring
 from streaming.hinting import Begun, Hints, Lane, name_of_run
 from streaming.mixing import Mix
 from streaming.order.epoch import epoch_length, rank_order
@@ -401,6 +402,8 @@ class StreamingDataset(Array, SeenByTorch):
         fetched, pages = 0, self._mix.page_watch()
         for at in range(0, len(ids), step):
             pages.have_read(step)
+            if not at and self._hints:
+                bring(self._mix, ids[: self.batch_size])
             if at >= fetched:
                 self._mix.prefetch(ids[at + ahead : at + 2 * ahead] if at else ids[: 2 * ahead])
                 fetched = at + ahead

@@ -191,15 +191,19 @@ class Cache:
                 if (victim := self._victim(dataset, file, dataset.chunk_run(file, each))) is not None:
                     yield victim
 
-    def _victim(self, dataset: Dataset, file: int, run: Run) -> _Victim | None:
-        cells = dataset.cells(file, *run)
+    def may_go(self, number: int, file: int, run: Run) -> bool:
+        """Whether these blocks are neither held, nor pinned, nor on their way out already."""
+        dataset = self.datasets[number]
         busy = dataset.work[file].busy if file in dataset.work else {}
-        if self.pins.has(dataset.number, file):
-            return None
-        if any(self.ledger.is_held(cell) or cell in busy for cell in cells):
+        if self.pins.has(number, file):
+            return False
+        return not any(self.ledger.is_held(cell) or cell in busy for cell in dataset.cells(file, *run))
+
+    def _victim(self, dataset: Dataset, file: int, run: Run) -> _Victim | None:
+        if not self.may_go(dataset.number, file, run):
             return None
         runs = list(dataset.residency.runs(file, *run, present=True))
-        return _Victim(dataset, file, runs, cells) if runs else None
+        return _Victim(dataset, file, runs, dataset.cells(file, *run)) if runs else None
 
     async def evict_file(self, dataset: Dataset, file: int) -> str | None:
         """Take all of a file away because somebody asks for it; None when it has gone, else why all of it stays."""

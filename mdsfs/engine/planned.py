@@ -23,7 +23,7 @@ from streaming.mds.layout import read_offsets
 from .policy import ANYTHING, Incoming, LeastRecentlyUsed, Victim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -36,6 +36,8 @@ __all__ = ["PlannedDataset", "PlannedPolicy"]
 
 # Tables of offsets that are kept as arrays; one that is gone is read again from the cache file.
 OFFSETS_BYTES = 64 << 20
+# For what nobody waits for, so many units are offered at most: where all of them are in use, others will do later.
+MOST_TRIED = 256
 
 
 class PlannedDataset:
@@ -147,6 +149,8 @@ class PlannedPolicy:
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
         self.datasets: dict[int, PlannedDataset] = {}
+        self.may_go: Callable[[int, int, Run], bool] = lambda dataset, file, run: True
+        """Whether blocks of a file are held by nobody; asked before anything that costs more."""
         self._others = LeastRecentlyUsed()
         self._left_over = LeastRecentlyUsed()
 
@@ -253,47 +257,59 @@ class PlannedPolicy:
         yield from self._others.victims(incoming)
         if not self.datasets:
             return
+        tries = MOST_TRIED if incoming.distance >= 0 else UNKNOWN
         for unit in self.planner.victims(incoming.distance):
-            yield from self._blocks_of(self.datasets[unit.dataset], unit)
+            planned = self.datasets[unit.dataset]
+            if unit.sample is None:
+                yield from self._chunks_of(planned, unit)
+            elif (victim := self._sample(planned, unit)) is not None:
+                yield victim
+            tries -= 1
+            if not tries:
+                return
         for victim in self._left_over.victims(incoming):
             if self._soonest(victim) > incoming.distance:
                 yield victim
 
-    def _blocks_of(self, planned: PlannedDataset, unit: Unit) -> Iterator[Victim]:
+    def _chunks_of(self, planned: PlannedDataset, unit: Unit) -> Iterator[Victim]:
+        """A shard from its end on, as much of it as is needed."""
         dataset = planned.dataset
-        if unit.sample is None:
-            for file in reversed(planned.files(unit.shard)):
-                for index in reversed(range(-(-dataset.blocks(file) // dataset.grain(file)))):
-                    yield Victim(dataset.number, file, index)
-            return
-        if (run := self._run_of(planned, unit)) is not None:
-            yield Victim(dataset.number, planned.files(unit.shard)[0], None, run)
+        for file in reversed(planned.files(unit.shard)):
+            for index in reversed(range(-(-dataset.blocks(file) // dataset.grain(file)))):
+                yield Victim(dataset.number, file, index)
 
-    def _run_of(self, planned: PlannedDataset, unit: Unit) -> Run | None:
+    def _sample(self, planned: PlannedDataset, unit: Unit) -> Victim | None:
         """The blocks of a sample, without those that something needed sooner lies on."""
         offsets = planned.offsets(unit.shard)
         if offsets is None or unit.sample is None:
             return None
-        base = int(planned.shape.first[unit.shard])
-        index = unit.sample - base
+        index = unit.sample - int(planned.shape.first[unit.shard])
+        file = planned.files(unit.shard)[0]
         first, count = planned.run_of(offsets, index, index + 1)
+        if not self.may_go(unit.dataset, file, (first, count)):
+            return None
         end = first + count
-        head = -(-planned.shape.head_bytes(unit.shard) // BLOCK)
-        first = max(first, head)
+        first = max(first, -(-planned.shape.head_bytes(unit.shard) // BLOCK))
         if first < end and self._is_needed(planned, unit, offsets, first):
             first += 1
         if first < end and self._is_needed(planned, unit, offsets, end - 1):
             end -= 1
-        return (first, end - first) if first < end else None
+        return Victim(unit.dataset, file, None, (first, end - first)) if first < end else None
 
     def _is_needed(self, planned: PlannedDataset, unit: Unit, offsets: NDArray[np.int64], block: int) -> bool:
-        """Whether another sample on a block is here and read sooner than the unit."""
+        """Whether another sample on a block is here, and will not take the block along when it goes itself."""
         base = int(planned.shape.first[unit.shard])
         low, high = planned.samples_in(offsets, block, 1)
-        others = np.arange(base + low, base + high)
-        here = self.planner.dataset(unit.dataset).samples[others] == HERE
-        others = others[here & (others != unit.sample)]
-        return bool(len(others)) and self.planner.soonest(unit.dataset, others) < unit.distance
+        if high - low < 2:
+            return False
+        here = self.planner.dataset(unit.dataset).samples[base + low : base + high] == HERE
+        others = np.flatnonzero(here) + base + low
+        others = others[others != unit.sample]
+        if not len(others):
+            return False
+        if planned.shape.sample_bytes > 2 * BLOCK:
+            return True  # the neighbour's own blocks lie beside it
+        return self.planner.soonest(unit.dataset, others) < unit.distance
 
     def _soonest(self, victim: Victim) -> int:
         """How soon something of a chunk, or of a file, is read that is here."""
@@ -301,6 +317,10 @@ class PlannedPolicy:
         shard = planned.shard_of(victim.file)
         if shard < 0:
             return UNKNOWN
+        if victim.chunk is not None:
+            run = planned.dataset.chunk_run(victim.file, victim.chunk)
+            if not self.may_go(victim.dataset, victim.file, run):
+                return -1
         offsets = planned.offsets(shard)
         if victim.chunk is None or offsets is None or planned.shape.whole[shard]:
             return self.planner.soonest_of_shard(victim.dataset, shard)

@@ -92,6 +92,7 @@ class Planning:
         self._launched: set[Flight] = set()
         self._work = trio.Event()
         cache.policy = self.policy
+        self.policy.may_go = cache.may_go
 
     def __repr__(self) -> str:
         return f"Planning({len(self._jobs)} jobs, {len(self._under)} fetches under way)"

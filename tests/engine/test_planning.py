@@ -162,12 +162,12 @@ def test_a_stall_is_told_with_its_reader_sample_and_cause(opened: Open) -> None:
     source.read(next(samples) for _ in range(8))
     until(lambda: source.plan().get("known", 0) >= source.samples // 2)
     causes = source.plan()["stalls"]["causes"]
-    assert set(causes) <= {"bandwidth", "latency", "limit"}
-    assert sum(each["count"] for each in causes.values()) > 0
+    assert sum(each["count"] for cause, each in causes.items() if cause in ("bandwidth", "latency", "limit")) > 0
+    before = causes.get("unplanned read", {"count": 0})["count"]
     for number in order:
         dataset[number]
     stalls = source.plan()["stalls"]
-    assert stalls["causes"]["unplanned read"]["count"] > 0
+    assert stalls["causes"]["unplanned read"]["count"] > before
     last = stalls["last"][-1]
     assert last["reader"] == os.getpid()
     assert last["shard"] == f"shard.{last['sample'] // 24:05}.mds"
