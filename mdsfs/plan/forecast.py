@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .bounds import MOST_USES, Belady, lower_bound, thin
+from .modelled import in_flight
 from .outcome import Bounds, EpochOutcome, Outcome, SizePoint, Timeline
-from .planner import Link
 from .regime import choose
 from .simulate import simulate
 from .track import Needs, prepare
@@ -117,7 +117,7 @@ def forecast(workload: Workload, host: Host, epochs: int, prices: Prices, said: 
         bounds=bounds,
         epochs=tuple(_epoch(number, each, known, host, best[number], prices) for number, each in enumerate(run.epochs)),
         peak_bytes=int(run.peak),
-        sizes=_curve(known, host),
+        sizes=_curve(known, host, run),
         warnings=(
             *_warnings(workload, host, bounds),
             *dict.fromkeys(str(each.message) for each in said_by_order),
@@ -192,21 +192,25 @@ def _shorter(trace: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.unique(np.arange(len(trace)) // width * units + trace) % units
 
 
-def _curve(known: _Bytes, host: Host) -> tuple[SizePoint, ...]:
-    """A steady epoch at other cache limits."""
+def _curve(known: _Bytes, host: Host, run: Run) -> tuple[SizePoint, ...]:
+    """A steady epoch at other cache limits, and on both sides of where the regime changes."""
     share, index = known.workload.share, known.workload.stored.index
+    ahead = None if run.changes_at is None else max(run.changes_at - run.window, 0) * share
+    knee = int(known.needs.window / share + (ahead or 0) / share) + index
     total = int(known.needs.shards / share) + index
     window = int(known.needs.window / share) + index
     chosen = [total * at / SIZES for at in range(1, SIZES + 3)]
-    limits = sorted({int(each) for each in [total / 100, total / 50, *chosen, window, int(window * 1.02), host.limit]})
+    more = [total / 100, total / 50, window, window * 1.02, knee * 0.995, knee * 1.005, host.limit]
+    limits = sorted({int(each) for each in [*chosen, *more]})
     trace = known.trace(1, "shards")
-    return tuple(_point(known, host, limit, trace) for limit in limits if limit > index)
+    return tuple(_point(known, host, limit, trace, ahead) for limit in limits if limit > index)
 
 
-def _point(known: _Bytes, host: Host, limit: int, trace: NDArray[np.int64]) -> SizePoint:
+def _point(known: _Bytes, host: Host, limit: int, trace: NDArray[np.int64], ahead: float | None) -> SizePoint:
     room, needs, share = known.room(limit), known.needs, known.workload.share
-    link = Link(host.bandwidth * share, host.latency, host.request / share)
-    regime = choose({0: needs}, room, min(2 * link.in_flight, room // 4))[0].kind
+    if ahead is None:
+        ahead = in_flight(limit, host.bandwidth, host.latency) * share
+    regime = choose({0: needs}, room, int(ahead))[0].kind
     least = lower_bound(needs.samples, room)
     fits = room >= needs.window
     shards = float(lower_bound(needs.shards, room)) if fits else _thrashed(known, room, trace)

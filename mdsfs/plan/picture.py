@@ -83,7 +83,7 @@ def _bytes(axes: Any, outcome: Outcome) -> None:
         text = f"{label}: {format_size(epoch.bytes)}, {epoch.requests:,} requests"
         axes.plot(epoch.timeline.done * 100, epoch.timeline.bytes / unit, color=colour, lw=2, label=text)
         axes.axhline(epoch.least / unit, color=colour, lw=1, ls=(0, (4, 3)), alpha=0.8)
-        _note(axes, 99.5, epoch.least / unit, f"least possible {format_size(epoch.least)}", colour)
+        _note(axes, 94, epoch.least / unit, f"least possible {format_size(epoch.least)}", colour)
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
     axes.set_ylabel(f"fetched since the epoch began, {name}")
@@ -123,8 +123,10 @@ def _sizes(axes: Any, outcome: Outcome) -> None:
     if max(shards) > top:
         above = next(limit for limit, value in zip(limits[::-1], shards[::-1], strict=True) if value > top)
         text = f"whole shards: up to {format_size(max(shards) * tall)} ▲ "
-        left = above < axes.get_xlim()[1] / 2
-        axes.annotate(text, (above, top * 0.8), ha="left" if left else "right", fontsize=8.5, color="#444444")
+        width = axes.get_xlim()[1]
+        left = above < width / 2
+        at = (above + width * (0.08 if left else -0.02), top * 0.97)
+        axes.annotate(text, at, ha="left" if left else "right", va="top", fontsize=8.5, color="#444444")
     _knee(axes, outcome.changes_at_bytes, unit)
     axes.set_xlabel(f"cache limit, {name}")
     axes.set_ylabel(f"fetched by a steady epoch, {tall_name}")
@@ -148,7 +150,7 @@ def _knee(axes: Any, at: int | None, unit: float) -> None:
 
 def _note(axes: Any, x: float, y: float, text: str, colour: str) -> None:
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
-    place = {"xytext": (0, -4), "textcoords": "offset points", "ha": "right", "va": "top"}
+    place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "right", "va": "bottom"}
     axes.annotate(text, (x, y), **place, fontsize=8, color=colour, bbox=box)
 
 

@@ -359,11 +359,12 @@ class Planner:
                 if lots > LOTS:
                     self.more = True
                     return found
-                for fetch in self._step(job, blocked, near=near):
+                step = self._step(job, blocked, near=near)
+                for place, fetch in enumerate(step):
                     if most <= 0 or (full := not room.admits(fetch)):
                         self.crowded |= most > 0 and full
                         blocked.add(job.name)
-                        self._step_back(job, fetch)
+                        self._step_back(job, step[place:])
                         break
                     most -= fetch.size
                     self._note(fetch)
@@ -437,12 +438,18 @@ class Planner:
             wanted = keys < max(job.near, job.far)
             yield number, samples[wanted], keys[wanted]
 
-    def _step_back(self, job: _Job, fetch: Fetch) -> None:
-        """This fetch, and what comes after it in its lot, is for later."""
-        if fetch.near:
-            job.near = min(job.near, fetch.key)
+    def _step_back(self, job: _Job, left: Sequence[Fetch]) -> None:
+        """These fetches, what is left of a lot, are for later; so is what would have waited for their heads."""
+        if left[0].near:
+            job.near = min(job.near, left[0].key)
         else:
-            job.far = min(job.far, fetch.key)
+            job.far = min(job.far, left[0].key)
+        for fetch in left:
+            if fetch.kind == "head":
+                state = self._datasets[fetch.dataset]
+                for _, _, sample in state.waiting.pop(fetch.shard, ()):
+                    if state.samples[sample] == WANTED:
+                        state.samples[sample] = ABSENT
 
     def _note(self, fetch: Fetch) -> None:
         state = self._datasets[fetch.dataset]

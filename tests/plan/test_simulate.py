@@ -122,6 +122,16 @@ def test_a_link_that_suffices() -> None:
         assert epoch.stalls.sum() <= 0.05 * epoch.seconds
 
 
+def test_a_link_that_suffices_for_ranges() -> None:
+    """The same below the live window, where heads must come before samples: nothing that waits for one is forgotten."""
+    load = workload(256, 16, block=1 << 20, batch=32)
+    total = int(load.shape.sizes.sum())
+    step = 2 * total / 125e6 / 128
+    found = run(load, host(total * 3 // 10, step=step), 2)
+    assert found.regime == "ranges"
+    assert sum(epoch.stalls[1:].sum() for epoch in found.epochs) <= 0.15 * sum(epoch.seconds for epoch in found.epochs)
+
+
 def test_compressed_data() -> None:
     """Bytes that come are stored bytes: of whole objects their size, of frames those that are touched."""
     whole = workload(ratio=0.5, whole=True)
