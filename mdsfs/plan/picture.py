@@ -125,7 +125,7 @@ def _sizes(axes: Any, outcome: Outcome) -> None:
         text = f"whole shards: up to {format_size(max(shards) * tall)} ▲ "
         width = axes.get_xlim()[1]
         left = above < width / 2
-        at = (above + width * (0.08 if left else -0.02), top * 0.97)
+        at = (above + width * (0.08 if left else -0.02), top * 0.72)
         axes.annotate(text, at, ha="left" if left else "right", va="top", fontsize=8.5, color="#444444")
     _knee(axes, outcome.changes_at_bytes, unit)
     axes.set_xlabel(f"cache limit, {name}")
