@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 LEAST_IN_FLIGHT = 4 << 20
 MOST_IN_FLIGHT = 256 << 20
 SHARE = 8
+# Each decision looks at every job's next uses: more jobs than any host has would make all of them slow.
+MOST_JOBS = 32
 # Orders that are sorted at the same time: each takes some bytes of memory per sample meanwhile.
 SORTED_AT_ONCE = 1
 
@@ -106,6 +108,9 @@ class Planning:
     def job_changed(self, job: Job) -> None:
         """A new job, or it has other orders than before."""
         known = self._jobs.get(job.key)
+        if known is None and len(self._jobs) >= MOST_JOBS:
+            log.warning("job %s is not planned: %d others are", job.key, MOST_JOBS)
+            return
         if known is None or known.job is not job:
             known = self._jobs[job.key] = _Known(job)
         for epoch in [epoch for epoch, order in known.epochs.items() if job.orders.get(epoch) is not order]:

@@ -36,7 +36,7 @@ from .counters import Activity
 from .keeping import ACTS
 from .membership import Begun, Membership
 from .wants import WantedRange
-from .widen import Widener
+from .widen import SURE_WINDOW, Widener
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -326,10 +326,12 @@ class Session:
         found = []
         for file, start, stop in dict.fromkeys(wanted):
             around = (start, stop)
-            if handle is not None and not self._engine.planning.covers(opened.dataset):
+            if handle is not None:
                 reach = opened.widener.reach(handle, file, start, stop - start)
-                around = reach.demand[1:]
-                self._engine.ahead.add(opened.dataset, reach.ahead)
+                planned = self._engine.planning.covers(opened.dataset)
+                around = around if planned else reach.demand[1:]
+                if not planned or reach.window >= SURE_WINDOW:
+                    self._engine.ahead.add(opened.dataset, reach.ahead)
             found.append(WantedRange(file, start, stop, around))
         return found
 

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["GRAIN", "MAX_WINDOW", "Reach", "Widener"]
+__all__ = ["GRAIN", "MAX_WINDOW", "SURE_WINDOW", "Reach", "Widener"]
 
 # What one stray read fetches: the kernel's default readahead, and small beside the 2 MiB that a 4 KiB read may cost.
 GRAIN = 128 * 1024
 FIRST_WINDOW = 1 << 20
+# Of a dataset whose order is known only who has read some megabytes in a row is served as a stream: somebody who copies
+# a file, not a sample that is larger than one read.
+SURE_WINDOW = 4 << 20
 # Enough for 1 GB/s at 60 ms, and one or more whole shards of the usual sizes.
 MAX_WINDOW = 64 << 20
 # Handles remembered per client; the one used longest ago starts over as a stray reader.
@@ -35,6 +38,8 @@ class Reach:
 
     demand: Span
     ahead: tuple[Span, ...]
+    window: int = 0
+    """How far ahead of itself the stream is served; 0 for a stray read."""
 
 
 @dataclass(slots=True)
@@ -66,7 +71,7 @@ class Widener:
             return self._start(handle, file, offset, stop, size)
         self._advance(stream, stop)
         start, end = _surroundings(offset, stop, size) if not stream.window else (offset, stop)
-        return Reach((file, start, end), self._ahead(stream, end))
+        return Reach((file, start, end), self._ahead(stream, end), stream.window)
 
     def _stream_at(self, handle: int, file: int, offset: int) -> _Stream | None:
         """The stream that this read continues."""

@@ -29,6 +29,8 @@ ABSENT = -1
 """Said of a unit that is not in the cache: its entry is dropped."""
 # Units without a known next use may be very many; so many of them are looked at at a time.
 _SLICE = 4096
+# The bucket that is being passed is looked at so many times.
+_PARTS = 8
 
 
 class Calendar:
@@ -37,6 +39,7 @@ class Calendar:
     def __init__(self, width: int) -> None:
         self._width = max(width, 1)
         self._buckets: dict[int, array[int]] = {}
+        self._passed = 0
         self._order: list[int] = []  # a heap of negated bucket numbers; some may have gone
 
     def __repr__(self) -> str:
@@ -72,7 +75,10 @@ class Calendar:
 
     def pass_by(self, front: int, current: Current) -> None:
         """Nothing before this position is read any more: what was listed there is put where it is used next."""
-        for number in [each for each in self._buckets if each < front // self._width]:
+        if 0 <= front - self._passed < max(self._width // _PARTS, 1):
+            return
+        self._passed = front
+        for number in [each for each in self._buckets if each <= front // self._width]:
             units = np.unique(np.frombuffer(self._buckets.pop(number).tobytes(), np.int64))
             keys = current(units)
             self.put(units[keys >= 0], keys[keys >= 0])
