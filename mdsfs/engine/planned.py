@@ -298,18 +298,21 @@ class PlannedPolicy:
 
     def _is_needed(self, planned: PlannedDataset, unit: Unit, offsets: NDArray[np.int64], block: int) -> bool:
         """Whether another sample on a block is here, and will not take the block along when it goes itself."""
+        assert unit.sample is not None
         base = int(planned.shape.first[unit.shard])
-        low, high = planned.samples_in(offsets, block, 1)
-        if high - low < 2:
-            return False
-        here = self.planner.dataset(unit.dataset).samples[base + low : base + high] == HERE
-        others = np.flatnonzero(here) + base + low
-        others = others[others != unit.sample]
-        if not len(others):
+        here = self.planner.dataset(unit.dataset).samples
+        low = high = unit.sample - base
+        while low and int(offsets[low]) > block * BLOCK:
+            low -= 1
+        while high < len(offsets) - 2 and int(offsets[high + 1]) < (block + 1) * BLOCK:
+            high += 1
+        near = range(base + low, base + high + 1)
+        others = [each for each in near if each != unit.sample and here[each] == HERE]
+        if not others:
             return False
         if planned.shape.sample_bytes > 2 * BLOCK:
             return True  # the neighbour's own blocks lie beside it
-        return self.planner.soonest(unit.dataset, others) < unit.distance
+        return self.planner.soonest(unit.dataset, np.array(others, np.int64)) < unit.distance
 
     def _soonest(self, victim: Victim) -> int:
         """How soon something of a chunk, or of a file, is read that is here."""

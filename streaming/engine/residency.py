@@ -136,6 +136,11 @@ class ResidencyReader:
         """Runs of present, or of absent, blocks among these."""
         if count <= 0:
             return
+        bits = self._bits_of(file, first, count)
+        if bits in (0, (1 << count) - 1):  # by far the most frequent
+            if (bits != 0) == present:
+                yield first, count
+            return
         start = int(self._at[file]) + (first >> 3)
         low = first & 7
         raw = np.frombuffer(bytes(self._bits[start : start + (low + count + 7 >> 3)]), np.uint8)
