@@ -15,6 +15,7 @@ import trio
 from .health import DISK, Health
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["CacheDisk"]
@@ -22,6 +23,8 @@ __all__ = ["CacheDisk"]
 RETRY_SECONDS = 1.0
 # What a fill needs beside its data: the file itself, extent tree, state and bitmap pages.
 SLACK = 1 << 20
+# Measuring what the cache takes walks its files: of the time that this takes, so many parts are left between two walks.
+REST = 20
 
 
 class CacheDisk:
@@ -31,6 +34,8 @@ class CacheDisk:
         self._root = str(root)
         self._health = health
         self._retry_at = 0.0
+        self._measured = 0
+        self._measure_at = 0.0
 
     def __repr__(self) -> str:
         return f"CacheDisk({self._root}, {'failing' if self.is_failing else 'well'})"
@@ -82,3 +87,12 @@ class CacheDisk:
         except OSError:
             return None
         return {"size_bytes": found.f_blocks * found.f_frsize, "free_bytes": found.f_bavail * found.f_frsize}
+
+    async def taken(self, measure: Callable[[], int]) -> int:
+        """Bytes that the cache takes on the disk, as `measure` says in a thread; of a large one, not at every call."""
+        started = trio.current_time()
+        if started >= self._measure_at:
+            self._measured = await trio.to_thread.run_sync(measure)
+            now = trio.current_time()
+            self._measure_at = now + REST * (now - started)
+        return self._measured

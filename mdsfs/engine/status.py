@@ -10,8 +10,6 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import trio
-
 from mdsfs.metrics.timings import BOUNDS
 
 from .counters import process_figures, shard_states
@@ -37,8 +35,8 @@ def version() -> str:
 
 
 async def document(engine: Engine, *, brief: bool = False) -> bytes:
-    """The status of now. Measuring what the cache takes on the disk walks its files, in a thread: not when `brief`."""
-    measured = {} if brief else {"disk_bytes": await trio.to_thread.run_sync(engine.store.disk_bytes)}
+    """The status of now; when `brief`, without what the cache takes on the disk, which has to be measured."""
+    measured = {} if brief else {"disk_bytes": await engine.disk.taken(engine.store.disk_bytes)}
     shown = {
         "engine": _engine(engine),
         "process": {**process_figures(engine.pool.pids()), "shares": asdict(engine.memory)},

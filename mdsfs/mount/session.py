@@ -100,7 +100,7 @@ class Session:
 
     async def status(self, patience: float) -> bytes:
         """The engine's status document."""
-        reply = await self.connection.request("status", patience=patience, brief=True)
+        reply = await self.connection.request("status", patience=patience)
         with _Closing(reply, 1) as fds:
             return os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
 
