@@ -315,6 +315,7 @@ class Cache:
         present = dataset.residency.count(file, first, count)
         dataset.begin_change(file)
         dataset.residency.clear_blocks(file, first, count)
+        self.policy.gone(dataset, file, first, count)
         dataset.end_change(file)
         dataset.rest(file)
         self.ledger.commit(dataset.number, file, -present)
@@ -349,6 +350,7 @@ class Cache:
         """
         with self._taking_away(dataset, file):
             dataset.residency.clear_file(file)
+            self.policy.gone(dataset, file, 0, dataset.blocks(file))
             with trio.CancelScope(shield=True):
                 if not await trio.to_thread.run_sync(dataset.folder.drop_file, file):
                     await trio.to_thread.run_sync(_scrub_all, dataset, file, [(0, dataset.blocks(file))])
@@ -363,6 +365,7 @@ class Cache:
         with self._taking_away(dataset, file), trio.CancelScope(shield=True):
             if await trio.to_thread.run_sync(dataset.folder.drop_file, file):
                 dataset.residency.clear_file(file)
+                self.policy.gone(dataset, file, 0, dataset.blocks(file))
                 self.ledger.release(dataset.number, file, self.ledger.resident_of(dataset.number, file))
             else:
                 runs = dataset.missing(file, 0, dataset.blocks(file))

@@ -7,9 +7,11 @@ planned dataset (parts of samples, what somebody read out of order) goes last, i
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 import numpy as np
 
@@ -32,12 +34,29 @@ if TYPE_CHECKING:
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
 
-__all__ = ["PlannedDataset", "PlannedPolicy"]
+__all__ = ["PlannedDataset", "PlannedPolicy", "advice"]
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 # Tables of offsets that are kept as arrays; one that is gone is read again from the cache file.
 OFFSETS_BYTES = 64 << 20
 # For what nobody waits for, so many units are offered at most: where all of them are in use, others will do later.
 MOST_TRIED = 256
+
+
+def advice(note: Callable[P, None]) -> Callable[P, None]:
+    """A plan is advice: what is wrong with it goes to the log, and keeps no byte from a reader."""
+
+    @functools.wraps(note)
+    def noted(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            note(*args, **kwargs)
+        except Exception:
+            log.exception("the plan has failed in %s", note.__name__)
+
+    return noted
 
 
 class PlannedDataset:
@@ -81,7 +100,14 @@ class PlannedDataset:
         return found
 
     def load(self, shard: int) -> NDArray[np.int64] | None:
-        """The same, read from the cache file if its head is resident."""
+        """The same, read from the cache file if its head is resident, and remembered."""
+        found = self.read(shard)
+        if found is not None:
+            self.keep(shard, found)
+        return found
+
+    def read(self, shard: int) -> NDArray[np.int64] | None:
+        """The same, not remembered: also for a thread."""
         if self.shape.whole[shard]:
             return None
         file, head = self.files(shard)[0], self.shape.head_bytes(shard)
@@ -89,14 +115,22 @@ class PlannedDataset:
             return None
         try:
             data = _read(self.dataset, file, head)
-            found = read_offsets(data, int(self.shape.first[shard + 1] - self.shape.first[shard]), self._size(file))
+            return read_offsets(data, int(self.shape.first[shard + 1] - self.shape.first[shard]), self._size(file))
         except (OSError, ShardFormatError):
             return None  # the reader will hear of it
+
+    def keep(self, shard: int, found: NDArray[np.int64]) -> None:
+        """Remember offsets."""
+        self.forget(shard)
         self._offsets[shard] = found
         self._bytes += found.nbytes
         while self._bytes > OFFSETS_BYTES and len(self._offsets) > 1:
             self._bytes -= self._offsets.popitem(last=False)[1].nbytes
-        return found
+
+    def forget(self, shard: int) -> None:
+        """The head that the offsets are from has gone."""
+        found = self._offsets.pop(shard, None)
+        self._bytes -= found.nbytes if found is not None else 0
 
     def _size(self, file: int) -> int:
         return self.dataset.size(file)
@@ -195,6 +229,7 @@ class PlannedPolicy:
         """See `Policy`."""
         return self._of(chunk[0]).is_recent(chunk)
 
+    @advice
     def arrived(self, dataset: Dataset, file: int, first: int, count: int) -> None:
         """See `Policy`."""
         planned = self.datasets.get(dataset.number)
@@ -233,6 +268,7 @@ class PlannedPolicy:
             base = int(planned.shape.first[shard])
             self.planner.arrived(planned.dataset.number, base + low, base + high)
 
+    @advice
     def gone(self, dataset: Dataset, file: int, first: int, count: int) -> None:
         """See `Policy`."""
         planned = self.datasets.get(dataset.number)
@@ -241,9 +277,10 @@ class PlannedPolicy:
         self.planner.holds(dataset.number, shard, planned.held(shard))
         low = high = base = int(planned.shape.first[shard])
         if not planned.shape.whole[shard]:
+            offsets = planned.offsets(shard)
             if first * BLOCK < planned.shape.head_bytes(shard):
                 self.planner.head_gone(dataset.number, shard)
-            offsets = planned.offsets(shard)
+                planned.forget(shard)
             if offsets is None:
                 high = int(planned.shape.first[shard + 1])
             else:
@@ -257,6 +294,13 @@ class PlannedPolicy:
         yield from self._others.victims(incoming)
         if not self.datasets:
             return
+        try:
+            yield from self._planned_victims(incoming)
+        except Exception:
+            log.exception("the plan has failed in victims")
+            yield from self._left_over.victims(incoming)
+
+    def _planned_victims(self, incoming: Incoming) -> Iterator[Victim]:
         tries = MOST_TRIED if incoming.distance >= 0 else UNKNOWN
         for unit in self.planner.victims(incoming.distance):
             planned = self.datasets[unit.dataset]

@@ -21,7 +21,7 @@ from mdsfs.plan.track import prepare, shards_read
 from streaming.engine.residency import BLOCK
 from streaming.errors import StreamingError
 
-from .planned import PlannedDataset, PlannedPolicy
+from .planned import PlannedDataset, PlannedPolicy, advice
 from .stalls import Stall, Stalls
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ class Planning:
 
     # ---- what the hints tell -----------------------------------------------------------------------------------------
 
+    @advice
     def job_changed(self, job: Job) -> None:
         """A new job, or it has other orders than before."""
         known = self._jobs.get(job.key)
@@ -121,11 +122,13 @@ class Planning:
                 known.epochs[epoch] = order
                 self._nursery.start_soon(self._learn, known, epoch, order, name=f"plan of epoch {epoch} of {job.key}")
 
+    @advice
     def moved(self, job: Job, rank: int, worker: int, epoch: int, batch: int) -> None:
         """A reader is about to read this batch of this epoch."""
         self.planner.moved(job.key, rank, worker, epoch, batch)
         self._work.set()
 
+    @advice
     def job_ended(self, job: Job) -> None:
         """Its last reader has gone."""
         known = self._jobs.pop(job.key, None)
@@ -149,22 +152,28 @@ class Planning:
             streams = _streams(job)
             shapes = {number: self.policy.datasets[number].shape for number in streams}
             prepared = await trio.to_thread.run_sync(prepare, order, streams, shapes, limiter=self._sorting)
-        except (StreamingError, ValueError, MemoryError, KeyError) as error:
+        except Exception as error:  # whatever somebody has hinted ends neither the engine nor a reader
             log.warning("no plan of epoch %d of job %s: %s", epoch, job.key, error)
             return
         if self._jobs.get(job.key) is not known or known.epochs.get(epoch) is not order:
             return
+        self._take(job, streams, epoch, prepared)
+        for number in streams:
+            await self._say(known, number, prepared)
+
+    @advice
+    def _take(self, job: Job, streams: dict[int, list[Stream]], epoch: int, prepared: Prepared) -> None:
+        """The planner knows this epoch from here on."""
         self.planner.add_epoch(job.key, streams, epoch, prepared)
         for (rank, worker), place in job.positions.items():
             self.planner.moved(job.key, rank, worker, *place)
         self._set_capacity()
-        for number in streams:
-            await self._say(known, number, prepared)
         self._work.set()
 
     async def _say(self, known: _Known, number: int, prepared: Prepared) -> None:
         """What was chosen for a dataset, and what that costs where shards can't be fetched by range."""
-        planned = self.policy.datasets[number]
+        if (planned := self.policy.datasets.get(number)) is None:
+            return  # the job has ended meanwhile
         url, regime = planned.dataset.url, self.planner.dataset(number).regime
         log.info("plan of %s: %s, %s", url, regime.kind, regime.reason)
         if regime.kind == "shards" or known.warnings or not planned.is_compressed_whole:
@@ -200,13 +209,18 @@ class Planning:
     async def _survey(self, dataset: Dataset) -> None:
         """Tell the planner what has been resident before it came."""
         planned = self.policy.datasets.get(dataset.number)
+        if planned is None or dataset.number not in self._cache.datasets:
+            return
         for file in list(self._cache.ledger.files_with_blocks(dataset.number)):
-            if planned is None or self.policy.datasets.get(dataset.number) is not planned:
+            if (shard := planned.shard_of(file)) < 0:
+                continue
+            found = await trio.to_thread.run_sync(planned.read, shard)
+            if self.policy.datasets.get(dataset.number) is not planned or dataset.number not in self._cache.datasets:
                 return
-            if (shard := planned.shard_of(file)) >= 0:
-                await trio.to_thread.run_sync(planned.load, shard)
-                for first, count in dataset.residency.extents(file):
-                    self.policy.arrived(dataset, file, first, count)
+            if found is not None:
+                planned.keep(shard, found)
+            for first, count in dataset.residency.extents(file):
+                self.policy.arrived(dataset, file, first, count)
         self._work.set()
 
     def _set_capacity(self) -> None:
@@ -229,11 +243,13 @@ class Planning:
         while True:
             await self._work.wait()
             self._work = trio.Event()
-            if self.policy.datasets:
+            # a job may outlive its last reader by a moment: nothing is fetched for nobody
+            if any(each.dataset.users for each in self.policy.datasets.values()):
                 self.planner.link = self._fills.pool.meter.link()
                 self._pump()
             await trio.lowlevel.checkpoint()
 
+    @advice
     def _pump(self) -> None:
         wanted = self._target() - self._fills.in_flight * BLOCK
         if wanted <= 0 or len(self._under) >= self._fills.pool.most_running:
@@ -258,6 +274,9 @@ class Planning:
     def _launch(self, fetch: Fetch) -> None:
         planned = self.policy.datasets[fetch.dataset]
         dataset, under = planned.dataset, _Under(fetch)
+        if not dataset.users:
+            self.planner.ended(fetch, again=False)
+            return
         self._under.add(under)
         for file, start, stop in self._ranges(planned, fetch):
             under.left += 1

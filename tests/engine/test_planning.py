@@ -182,3 +182,16 @@ def test_shards_compressed_as_one_piece_are_warned_of_with_the_price(opened: Ope
     assert "compressed as one piece" in warning
     assert "`mdsfs repack`" in warning
     assert source.engine.log.read_text().count("compressed as one piece") == 1
+
+
+def test_what_an_earlier_engine_left_is_found_by_the_plan(opened: Open, start: Start) -> None:
+    """A dataset that is there already is not fetched again by the job of the next engine, nor pushed out."""
+    source = opened(6, 16, 1.3)
+    source.read(source.dataset())
+    assert source.sent() > 0.99
+    env = {name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "S3_"))}
+    assert source.engine.stop() == 0
+    source.engine = start(source.engine.limit, env=env)
+    source.read(source.dataset())
+    assert source.sent() == 0
+    assert source.engine.status()["evictions"]["count"] == 0
