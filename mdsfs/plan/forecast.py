@@ -85,9 +85,11 @@ def forecast(workload: Workload, host: Host, epochs: int, prices: Prices, said: 
     thinned = workload.thinned()
     with warnings.catch_warnings(record=True) as said_by_order:
         warnings.simplefilter("always")
-        read = [thinned.order_and_window(number) for number in range(epochs + 1)]
-    orders = [order for order, _ in read]
-    window = max(each for _, each in read)
+        read = [thinned.read(number) for number in range(epochs + 1)]
+    orders = [order for order, _, _ in read]
+    window = max(each for _, each, _ in read)
+    # of what this host reads: of the dataset it is about as much
+    thinned = replace(thinned, share=read[0][2] or 1.0)
     run = simulate(thinned, host, orders)
     known = _known(thinned, orders, window)
     best = _best(known, run, host, epochs)

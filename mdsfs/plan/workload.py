@@ -59,13 +59,14 @@ class Workload:
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Sample ids by step, int64 [batches of a rank][samples of a host's step], -1 for none."""
-        return self.order_and_window(epoch)[0]
+        return self.read(epoch)[0]
 
-    def order_and_window(self, epoch: int) -> tuple[NDArray[np.int64], int]:
-        """The order, and the live window of the whole dataset in it: bytes as shown, to a step."""
+    def read(self, epoch: int) -> tuple[NDArray[np.int64], int, float]:
+        """The order, the live window in it of the whole dataset (bytes as shown, to a step), and the share kept."""
         host = replace(self.spec, batch_size=self.spec.batch_size * self.world.ranks_per_node)
         found = rank_order(host, World(self.world.num_nodes, 1, 1, 0), epoch)[0]
-        return self._thinned(found), self._window(found)
+        kept = self._thinned(found)
+        return kept, self._window(found), int((kept >= 0).sum()) / max(int((found >= 0).sum()), 1)
 
     def _window(self, order: NDArray[np.int64]) -> int:
         dataset = self.dataset or self.shape

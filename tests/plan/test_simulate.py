@@ -163,8 +163,9 @@ def test_thinning() -> None:
     assert part.bytes == pytest.approx(all_of_it.bytes, rel=0.1)
     whole = load.order(0)
     window = live_window(load.shape.shard_of(whole[whole >= 0]), load.shape.sizes)
-    assert load.order_and_window(0)[1] == thin.order_and_window(0)[1] >= window
-    assert thin.order_and_window(0)[1] <= window + 32 * load.shape.sizes[0]
+    assert load.read(0)[1] == thin.read(0)[1] >= window
+    assert thin.read(0)[1] <= window + 32 * load.shape.sizes[0]
+    assert thin.read(0)[2] == pytest.approx(thin.share)
 
 
 def test_the_forecast() -> None:
