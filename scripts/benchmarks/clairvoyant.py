@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ def main() -> int:
         raise SystemExit(f"bench: {error}") from None
     if {"peer", "mounted-peer"} & set(wanted) and not PEER.exists():
         subprocess.run([str(ROOT / "scripts" / "peer")], check=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers, mounts and caches end with their blocks
     described = machine.description()
     print(json.dumps(described), flush=True)
     failed = []
