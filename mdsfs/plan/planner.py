@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["Fetch", "JobState", "Link", "Planner", "Unit"]
 
 # Of the capacity, what is read soon may take so much at most.
-NEAR_SHARE = 8
+NEAR_SHARE = 4
+# ... and, but for two batches of each reader, of what an epoch reads.
+NEAR_PART = 0.02
 # The slowest reader of a job is waited for until what lies between it and the fastest takes so much of the capacity.
 DRIFT_SHARE = 4
 # Buckets of the calendars per epoch.
@@ -556,7 +558,9 @@ class Planner:
 
     def _near_positions(self, job: _Job) -> int:
         each = self._position_bytes(job)
-        wanted = max(self.link.in_flight / each, 2 * self._row(job))
+        # What is read soon pushes out what the next epoch could have found here: a small part of an epoch's bytes.
+        spared = self.capacity * NEAR_PART / max(self._share, NEAR_PART) / each
+        wanted = max(min(self.link.in_flight / each, spared), 2 * self._row(job))
         return max(int(min(wanted, self.capacity / NEAR_SHARE / each)), 1)
 
     def _near_bytes(self) -> int:
