@@ -393,6 +393,7 @@ class _Fetcher:
         """Jobs that it has: large ones, and small ones."""
         self.totals: Totals = _NOTHING
         self.worked = False
+        self._sending = trio.Lock()
 
     @classmethod
     def start(cls, threads: int, part_size: int) -> _Fetcher:
@@ -413,6 +414,7 @@ class _Fetcher:
         """Kill it: what it was writing is accounted for by whoever gave it the job."""
         self.process.kill()
         self.process.wait()
+        trio.lowlevel.notify_closing(self.sock)  # who waits to send would wait for ever
         self.sock.close()
 
     async def start_job(self, ticket: _Ticket) -> None:
@@ -423,13 +425,14 @@ class _Fetcher:
         """Send a message; False when nobody is there any more."""
         packet, more = pack(message)
         try:
-            while True:
-                try:
-                    messages.send(self.sock, packet, [*(fds or ()), *more])
-                    return True
-                except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self.sock)
-        except OSError:  # it died, which the listener hears as well
+            async with self._sending:  # many small jobs fill the socket, and only one task may wait for room in it
+                while True:
+                    try:
+                        messages.send(self.sock, packet, [*(fds or ()), *more])
+                        return True
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_writable(self.sock)
+        except (OSError, trio.ClosedResourceError):  # it died, which the listener hears as well
             return False
         finally:
             messages.close_fds(more)
