@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # Punching costs a trip to a thread: where the cache is large, several chunks share one.
 LARGEST_BATCH = 8 << 20
+# ... of as many times what is needed at most: to look for more costs more than it saves.
+AT_ONCE = 8
 # A file whose holes could not be punched is in use by a reader's view, or by another program; looked at again after
 # this long.
 PINNED_FOR = 1.0
@@ -166,13 +168,14 @@ class Cache:
     def _choose(self, short: int, incoming: Incoming) -> list[_Victim]:
         """Victims enough for the shortfall, or none; at most one a file."""
         now, found, blocks = trio.current_time(), [], 0
+        enough = max(short, min(self._batch, AT_ONCE * short))
         for victim in self._candidates(incoming):
             pinned = self._pinned.get((victim.dataset.number, victim.file))
             if pinned and pinned[0] > now:
                 continue
             found.append(victim)
             blocks += victim.blocks
-            if blocks >= max(short, self._batch):
+            if blocks >= enough:
                 break
         return _merged(found) if blocks >= short else []
 

@@ -31,6 +31,9 @@ __all__ = ["Dataset", "FileWork", "Run"]
 
 Run = tuple[int, int]  # first block, number of blocks
 
+# Blocks of a cell. Small, since what is held of a sample keeps its neighbours on the same cell from being evicted.
+CELL = 8
+
 
 class FileWork:
     """What happens to one file, and what has."""
@@ -66,7 +69,7 @@ class Dataset:
     tables: DatasetTables
     residency: ResidencyWriter
     chunk: int
-    """Blocks per cell, and per chunk of a file that need not go as a whole."""
+    """Blocks per chunk of a file that need not go as a whole."""
     url: str
     """Where the keys of the tables are relative to."""
     remote_options: Any = None
@@ -131,7 +134,7 @@ class Dataset:
         """
         if count <= 0:
             return ()
-        indexes = range(first // self.chunk, (first + count - 1) // self.chunk + 1)
+        indexes = range(first // CELL, (first + count - 1) // CELL + 1)
         return tuple((self.number, file, index) for index in indexes)
 
     def grain(self, file: int) -> int:
