@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from itertools import pairwise
 from pathlib import Path
@@ -79,19 +80,20 @@ def test_a_closed_shard_is_mapped_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
-    """At most 64 files may be open."""
+    """At most 64 files may be open beside those that are."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 64, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_batch_of_more_shards_than_may_be_open(tmp_path: Path, few_descriptors: None) -> None:
     """It is gathered in parts."""
-    folder = write(tmp_path / "a", 120, size_limit=2000)
+    folder = write(tmp_path / "a", 800, size_limit=2000)
     dataset = StreamingDataset(local=folder)
     assert dataset.num_shards > most_open()
-    check(dataset, list(range(120)))
+    check(dataset, list(range(800)))
 
 
 @pytest.mark.parametrize("limit", ["64mb", "3mb"])

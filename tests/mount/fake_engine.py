@@ -134,6 +134,8 @@ class FakeEngine:
                 message = messages.decode(packet)
                 if message["op"] == "done":
                     self.done.append(message["want"])
+                elif "id" not in message:
+                    continue  # what the mount tells of itself
                 elif message["op"] in ("want", "status"):
                     self._start(self._reply, sock, message)
                 else:
