@@ -134,8 +134,6 @@ class FakeEngine:
                 message = messages.decode(packet)
                 if message["op"] == "done":
                     self.done.append(message["want"])
-                elif "id" not in message:
-                    continue  # what the mount tells of itself
                 elif message["op"] in ("want", "status"):
                     self._start(self._reply, sock, message)
                 else:
@@ -192,6 +190,9 @@ class FakeEngine:
         return answer, []
 
     def _register(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        return {}, []
+
+    def _report(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         return {}, []
 
     def _status(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
