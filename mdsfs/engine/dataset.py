@@ -89,8 +89,12 @@ class Dataset:
     """Per file: what an earlier engine left of it has been looked at, and is as it should be."""
     work: dict[int, FileWork] = field(default_factory=dict)
 
+    shown_blocks: int = field(init=False)
+    """Blocks of all files as shown."""
+
     def __post_init__(self) -> None:
         self.checked = bytearray(len(self.tables.files))
+        self.shown_blocks = int((-(-self.tables.files["size"] // BLOCK)).sum())
 
     def __repr__(self) -> str:
         return f"Dataset({self.number}, {self.url}, {len(self.tables.files)} files, {self.users} users)"

@@ -352,8 +352,16 @@ class Fills:
             dataset.folder.note(file, complete=False, level=self._level(flight, result))
             return
         dataset.folder.note(file, complete=True, level=self._level(flight, result), own_hash=result.own_hash)
-        if dataset.folder.is_published:
+        if dataset.folder.is_published and self._fits(dataset):
             dataset.folder.publish(file)
+
+    def _fits(self, dataset: Dataset) -> bool:
+        """Whether all of a dataset has room: else its shards must go again, and a published one stays while it is open.
+
+        Our own readers have it open too, and the kernel does not say who has.
+        """
+        ledger = self.cache.ledger
+        return dataset.shown_blocks + ledger.fixed <= ledger.limit
 
     def _level(self, flight: Flight, result: JobResult) -> Level:
         if result.hashes_ok or (result.own_hash is not None and flight.dataset.shard_level):

@@ -1,7 +1,7 @@
 """One dataset's folder: its tables, its sparse files and what is known about them; opening, punching, publishing.
 
 `dataset.json` (what it is), `tables`, `index.orig` (as stored), `index.json` (as shown), `residency`, `state`,
-`files/<n>`. Methods that change a file are safe to call from threads, for different files at the same time.
+`files/<n>`. Methods that change a file are safe to call from threads; those that take something away take turns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import mmap
 import os
 import secrets
 import shutil
+import threading
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,6 +86,7 @@ class DatasetFolder:
         self.tables = _map_tables(layout.folder / "tables")
         self.state = StateTable(layout.folder / "state", len(self.tables.files))
         self._inodes: dict[int, int] = {}  # of the cache files that this engine has opened
+        self._taking = tuple(threading.Lock() for _ in range(16))  # by file, several share one
         self._honest = not self.is_published or disk.leases_are_honest(layout.folder)
         self.touch()
 
@@ -251,12 +253,14 @@ class DatasetFolder:
 
         Nobody gets a pin while the block runs. A published file counts as pinned while anybody else has it open.
         """
-        fd = os.open(self.file_path(n), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            with disk.lock_exclusively(fd) as free:
-                yield fd if free and self._may_change(n, fd) else None
-        finally:
-            os.close(fd)
+        # One thread at a time: another one's lock, or descriptor, would look like a reader's.
+        with self._taking[n % len(self._taking)]:
+            fd = os.open(self.file_path(n), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                with disk.lock_exclusively(fd) as free:
+                    yield fd if free and self._may_change(n, fd) else None
+            finally:
+                os.close(fd)
 
     def _may_change(self, n: int, fd: int) -> bool:
         if not self.state.get(n).published:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -158,6 +159,23 @@ async def test_small_jobs_wait_beside_each_other(web: Web, new_file: Callable[[i
         await stalled(web, 4)
         assert (pool.statistics().running, pool.statistics().queued) == (4, 1)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_full_socket_makes_jobs_wait_their_turn(web: Web, new_file: Callable[[int], int]) -> None:
+    """A fetcher that does not take its jobs for a while gets all of them later, however many wait to be sent."""
+    fd = new_file(1000)
+    async with running_pool(threads=4) as pool:
+        (fetcher,) = pool._fetchers
+        fetcher.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        os.kill(fetcher.process.pid, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            for at in range(30):
+                job = RangeJob("one", None, at, at + 1, at)
+                nursery.start_soon(lambda job=job: pool.run(web.url, web.options, job, fd))
+            while pool.statistics().running < 16 or not fetcher._sending.statistics().tasks_waiting:
+                await trio.lowlevel.checkpoint()
+            os.kill(fetcher.process.pid, signal.SIGCONT)
+    assert os.pread(fd, 30, 0) == DATA[:30]
 
 
 async def test_a_stuck_object_does_not_stop_the_others(web: Web, new_file: Callable[[int], int]) -> None:

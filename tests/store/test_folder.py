@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,6 +100,13 @@ def test_nobody_gets_a_pin_while_a_file_is_taken_away(folder: DatasetFolder) -> 
             fcntl.flock(reader, fcntl.LOCK_SH | fcntl.LOCK_NB)
     fcntl.flock(reader, fcntl.LOCK_SH | fcntl.LOCK_NB)
     os.close(reader)
+
+
+def test_two_that_take_away_from_one_file_are_no_pin_for_each_other(folder: DatasetFolder) -> None:
+    """Punches of one file that meet take turns, and all of them succeed."""
+    fill_file(folder, 0)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda block: folder.punch(0, block % 8 * 4096, 4096), range(400)))
 
 
 # ---- after a restart -------------------------------------------------------------------------------------------------
