@@ -178,6 +178,14 @@ class EngineClient:
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
+    def __del__(self) -> None:
+        # An error on the way may have kept whoever opened it from closing it. Without a shutdown: this may be a fork's
+        # child, whose parent goes on talking.
+        sock = getattr(self, "_sock", None)
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                os.close(sock.detach())
+
     @property
     def closed(self) -> bool:
         """Whether the connection is gone: closed, broken, or left behind in the parent of this process."""

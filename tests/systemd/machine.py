@@ -36,6 +36,8 @@ def why_not() -> str | None:
     for tool in ("systemd-nspawn", "nsenter", "fusermount3"):
         if shutil.which(tool) is None:
             return f"{tool} is missing (packages systemd-container, fuse3)"
+    if os.stat(ROOT).st_dev != os.stat("/").st_dev or ROOT.is_relative_to("/tmp"):
+        return f"{ROOT} is not on the root filesystem, of which the machine has a copy; its /tmp is its own"
     with tempfile.TemporaryDirectory(prefix="mdsfs-machine-", dir="/dev/shm") as folder:
         probe = f"mount -t overlay overlay -o lowerdir=/,upperdir={folder}/up,workdir={folder}/wrk {folder}/root"
         for name in ("up", "wrk", "root"):
