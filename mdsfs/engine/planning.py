@@ -231,7 +231,9 @@ class Planning:
             files += planned.shape.shards
             counts = planned.shape.first[1:] - planned.shape.first[:-1]
             heads += int((-(-(4 * counts + 8) // BLOCK)).sum())
-        blocks = ledger.limit - ledger.fixed
+        # Of a planned dataset what is pinned is read as well; that of others is only in the way.
+        others = self._cache.datasets.keys() - self.policy.datasets.keys()
+        blocks = max(ledger.limit - ledger.fixed - sum(map(self._cache.pins.blocks_of, others)), 0)
         blocks -= min(2 * files + heads, blocks // 4)
         self.planner.capacity = max(blocks * 128 // 129, 1) * BLOCK
         self.planner.decide()
@@ -268,8 +270,12 @@ class Planning:
         """Bytes for which nothing planned must go."""
         ledger = self._cache.ledger
         coming = sum(each.count for each in self._launched if not each.reserved and each.frontier == each.start)
-        planned = sum(ledger.dataset_resident(number) for number in self.policy.datasets)
-        return max(ledger.free - coming + ledger.resident - planned, 0) * BLOCK
+        stays = 0
+        for number in self._cache.datasets:
+            resident = ledger.dataset_resident(number)
+            pinned = min(self._cache.pins.blocks_of(number), resident)
+            stays += resident if number in self.policy.datasets else pinned
+        return max(ledger.free - coming + ledger.resident - stays, 0) * BLOCK
 
     def _launch(self, fetch: Fetch) -> None:
         planned = self.policy.datasets[fetch.dataset]

@@ -172,9 +172,12 @@ async def test_a_full_socket_makes_jobs_wait_their_turn(web: Web, new_file: Call
             for at in range(30):
                 job = RangeJob("one", None, at, at + 1, at)
                 nursery.start_soon(lambda job=job: pool.run(web.url, web.options, job, fd))
-            while pool.statistics().running < 16 or not fetcher._sending.statistics().tasks_waiting:
-                await trio.lowlevel.checkpoint()
-            os.kill(fetcher.process.pid, signal.SIGCONT)
+            try:
+                with trio.fail_after(20):
+                    while not fetcher._sending.statistics().tasks_waiting:
+                        await trio.lowlevel.checkpoint()
+            finally:
+                os.kill(fetcher.process.pid, signal.SIGCONT)
     assert os.pread(fd, 30, 0) == DATA[:30]
 
 
