@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from streaming import hinting, publishing
 from streaming.engine.hint import Hint, HintedStream, HintWorld, encode, order_of
 from streaming.engine.sealed import map_sealed, sealed_memory
 from streaming.order.spec import OrderSpec
@@ -45,6 +46,13 @@ def write(folder: Path, samples: int, per_shard: int = 10, size: int = 100) -> s
 def folder(tmp_path: Path) -> str:
     """A dataset of 200 samples in 20 shards."""
     return write(tmp_path / "data", 200)
+
+
+@pytest.fixture
+def every_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read tells its position, however soon it follows the last one."""
+    monkeypatch.setattr(hinting, "INTERVAL", 0.0)
+    monkeypatch.setattr(publishing, "INTERVAL", 0.0)
 
 
 def spec_of(samples: int = 200, per_shard: int = 10, **options: Any) -> OrderSpec:

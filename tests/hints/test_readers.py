@@ -63,6 +63,7 @@ def ids(samples: Any) -> list[int]:
     return [number for sample in samples for number in np.atleast_1d(sample["id"]).tolist()]
 
 
+@pytest.mark.usefixtures("every_read")
 def test_a_process_that_iterates(folder: str, cache: Path) -> None:
     """Its job, its place and its orders are in the status; the next epoch's order is there before the epoch."""
     here, there = (
@@ -75,9 +76,7 @@ def test_a_process_that_iterates(folder: str, cache: Path) -> None:
     (job,) = jobs(cache)
     assert (job["epoch"], job["readers"], job["source"]) == (0, [os.getpid()], "order")
     until(lambda: jobs(cache)[0]["orders"]["0"] == "ready")
-    for _ in range(6):  # positions are told every 10 ms at most, which asking for the status takes
-        found += ids(next(samples) for _ in range(25))
-        jobs(cache)
+    found += ids(next(samples) for _ in range(150))
     until(lambda: jobs(cache)[0]["orders"] == {"0": "ready", "1": "ready"})
     found += ids(samples)
     until(lambda: lanes(cache) == [(0, 0, 0, 50)])
@@ -144,6 +143,7 @@ def test_ranks_and_replication(folder: str, cache: Path) -> None:
     until(lambda: lanes(cache) == [(0, 0, 0, 25), (0, 0, 0, 25), (1, 0, 0, 25), (1, 0, 0, 25)])
 
 
+@pytest.mark.usefixtures("every_read")
 def test_the_engine_dies(folder: str, cache: Path) -> None:
     """In mid-epoch: the sequence goes on unchanged, and the next engine hears where it is."""
     expected = ids(StreamingDataset(local=folder, **OPTIONS))
