@@ -22,6 +22,7 @@ __all__ = [
     "EngineError",
     "EngineRefusedError",
     "EngineUnavailableError",
+    "FolderReusedError",
     "IndexFormatError",
     "MissingDependencyError",
     "ObjectChangedError",
@@ -206,6 +207,12 @@ class EngineRefusedError(EngineError):
 
     code = "engine-refused"
     exit_code = 7
+
+
+class FolderReusedError(EngineRefusedError, ValueError):
+    """A local folder is the cache of another remote; the message names both."""
+
+    code = "folder-reused"
 
 
 class ProtocolError(EngineError):

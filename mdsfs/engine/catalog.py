@@ -109,8 +109,10 @@ def _adopt(
     name = dataset_id(found["kind"], own_url, identity.get("endpoint"), found["etag"])
     fields = {key: found[key] for key in ("kind", "prefix", "etag", "mtime_ns", "files", "shown_size", "stored_size")}
     info = DatasetInfo(id=name, url=url, identity=identity, **fields)
-    store.adopt(staging / found["folder"], info, publish=_below(publish, info.prefix))
-    return info
+    # a folder that is there may be of an index that was stored anew
+    return dataclasses.replace(
+        info, id=store.adopt(staging / found["folder"], info, publish=_below(publish, info.prefix))
+    )
 
 
 # ---- the child -------------------------------------------------------------------------------------------------------

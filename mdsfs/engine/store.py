@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from streaming.errors import CacheDirectoryError, EngineRefusedError
+from streaming.errors import CacheDirectoryError, EngineRefusedError, FolderReusedError, ObjectChangedError
 
 from . import disk
 from .folder import TRASH, DatasetFolder, DatasetInfo, read_info
@@ -114,14 +114,16 @@ class CacheStore:
     def adopt(self, staged: Path, info: DatasetInfo, *, publish: Path | None = None) -> str:
         """Turn a staged folder (tables, index.json, index.orig) into a dataset's; returns its id.
 
-        A folder of the same id that is there already wins, and the staged one is removed: same id, same content.
+        A folder of the same dataset that is there already wins, and the staged one is removed. With `publish` there
+        may be another one: raises FolderReusedError, or ObjectChangedError for another version of the same.
         """
         name = info.id
         layout = self.layout(name, publish=publish)
+        if (there := read_info(layout.folder / "dataset.json")) is not None:
+            _check_same(there, info, layout, staged)
+            shutil.rmtree(staged)
+            return there.id
         with disk.writing(self.root):
-            if (layout.folder / "dataset.json").exists():
-                shutil.rmtree(staged)
-                return name
             _write_durably(staged / "dataset.json", json.dumps(info.to_json(), indent=1).encode() + b"\n")
             (staged / "files").mkdir(mode=0o700, exist_ok=True)
             if isinstance(layout, PublishedLayout):
@@ -194,6 +196,22 @@ class CacheStore:
             for entry in entries:
                 if entry.name.startswith((_STAGING, TRASH)):
                     shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _check_same(there: DatasetInfo, info: DatasetInfo, layout: Layout, staged: Path) -> None:
+    """Raises unless a folder holds this very dataset: its index may have been stored anew, but not changed."""
+    if there.id == info.id:
+        return
+    old, new = ((each.url, each.prefix, each.identity.get("endpoint")) for each in (there, info))
+    if old != new:
+        raise FolderReusedError(
+            f"Reused local directory: {layout.index.parent} of {there.url} vs {info.url}. Provide a different one."
+        )
+    if (layout.folder / "index.orig").read_bytes() != (staged / "index.orig").read_bytes():
+        raise ObjectChangedError(
+            f"{info.url}: the dataset is another one than when {layout.index.parent} was filled from it: remove that "
+            "folder, or give another one"
+        )
 
 
 def dataset_id(kind: str, url: str, endpoint: str | None, version: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,13 @@ import numpy as np
 import pytest
 
 from streaming import LocalDataset, MDSWriter, Stream, StreamingDataLoader, StreamingDataset
-from streaming.errors import CacheLimitError, EngineRefusedError, SourceMissingError
+from streaming.errors import (
+    CacheLimitError,
+    EngineRefusedError,
+    FolderReusedError,
+    ObjectChangedError,
+    SourceMissingError,
+)
 
 from .samples import flat, ids, write
 
@@ -110,6 +117,41 @@ def test_refusals(store: StorageServer, tmp_path: Path, cache: Path) -> None:
     with pytest.raises(SourceMissingError) as missing:
         StreamingDataset(remote=store.url("nothing-here"), local=str(cache))
     assert isinstance(missing.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_a_folder_is_the_cache_of_one_remote(tmp_path: Path, cache: Path, split: str | None) -> None:
+    """Another remote is refused, while the first one is in use and after that; nothing of one is given as the other."""
+    first, second = (tmp_path / name for name in "ab")
+    write(first / (split or ""), [50])
+    write(second / (split or ""), [30], 100)
+    options: dict[str, Any] = {"local": str(cache), "split": split, "batch_size": 4}
+
+    def refused() -> None:
+        with pytest.raises(FolderReusedError, match=r"Reused local directory: .* vs .*Provide a different one\."):
+            StreamingDataset(remote=str(second), **options)
+
+    found = StreamingDataset(remote=str(first), **options)
+    refused()
+    assert ids(found) == list(range(50))
+    del found
+    refused()
+    assert ids(StreamingDataset(remote=str(first), **options)) == list(range(50))
+    assert issubclass(FolderReusedError, ValueError)
+
+
+def test_another_version_of_the_remote_is_not_mixed_with_what_is_cached(tmp_path: Path, cache: Path) -> None:
+    """An index that is stored anew without a change is the same dataset; one that has changed is an error."""
+    folder = write(tmp_path / "a", [50])
+    options: dict[str, Any] = {"remote": folder, "local": str(cache), "batch_size": 4}
+    assert ids(StreamingDataset(**options)) == list(range(50))
+    index = Path(folder, "index.json")
+    index.write_bytes(index.read_bytes())
+    assert ids(StreamingDataset(**options)) == list(range(50))
+    shutil.rmtree(folder)
+    write(tmp_path / "a", [30], 100)
+    with pytest.raises(ObjectChangedError, match="remove that folder, or give another one"):
+        StreamingDataset(**options)
 
 
 def test_local_remote_is_never_touched(tmp_path: Path, cache: Path) -> None:
