@@ -74,9 +74,9 @@ class CacheStore:
         _check_root(path)
         lock = _own(path)
         try:
-            _probe_holes(path)
             store = cls(path, lock)
             store._sweep()
+            _probe_holes(path)
         except BaseException:
             os.close(lock)
             raise
@@ -195,7 +195,10 @@ class CacheStore:
         with os.scandir(self.root) as entries:
             for entry in entries:
                 if entry.name.startswith((_STAGING, TRASH)):
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
 
 
 def _check_same(there: DatasetInfo, info: DatasetInfo, layout: Layout, staged: Path) -> None:
@@ -296,7 +299,19 @@ def _check_format(fd: int, path: Path) -> None:
 
 
 def _probe_holes(path: Path) -> None:
-    """Without holes nothing could ever be evicted: find out now, not when the cache is full."""
+    """Without holes nothing could ever be evicted: find out now, not when the cache is full.
+
+    Where data may lie already, a trial of it could cross the limit, or find the disk full: there the kernel is asked
+    without writing. Whether punching really frees blocks was seen when the directory was empty.
+    """
+    is_new = not set(os.listdir(path)) - {_VERSION, _TAG, "lost+found"}
+    if not (_punching_frees(path) if is_new else _may_punch(path)):
+        raise CacheDirectoryError(
+            f"the filesystem of {path} cannot punch holes into files: choose a --cache-dir on ext4, xfs, btrfs or tmpfs"
+        )
+
+
+def _punching_frees(path: Path) -> bool:
     probe = path / f"{_STAGING}probe"
     with disk.writing(path):
         fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -305,14 +320,21 @@ def _probe_holes(path: Path) -> None:
             before = os.fstat(fd).st_blocks
             with contextlib.suppress(OSError):
                 disk.punch_hole(fd, 1 << 20, 1 << 20)
-            after = os.fstat(fd).st_blocks
+            return os.fstat(fd).st_blocks < before
         finally:
             os.close(fd)
             os.unlink(probe)
-    if after >= before:
-        raise CacheDirectoryError(
-            f"the filesystem of {path} cannot punch holes into files: choose a --cache-dir on ext4, xfs, btrfs or tmpfs"
-        )
+
+
+def _may_punch(path: Path) -> bool:
+    fd = os.open(path / _TAG, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        disk.punch_hole(fd, 1 << 20, 4096)  # far behind its end: nothing changes
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _publish_index(staged: Path, layout: PublishedLayout) -> None:

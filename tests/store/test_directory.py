@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +18,7 @@ from streaming.errors import CacheDirectoryError, EngineRefusedError
 from .conftest import add_dataset, fill_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -45,6 +48,53 @@ def test_an_owner_that_was_killed_leaves_no_lock(tmp_path: Path) -> None:
         owner.kill()
         owner.wait()
         CacheStore.open(tmp_path).close()
+
+
+@contextmanager
+def filesystem(kind: str, place: Path) -> Iterator[Path]:
+    """One of its own in memory."""
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", kind, "-o", "size=8m", kind, str(place)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a {kind}: {done.stderr.decode().strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_cache_is_opened_without_writing(tmp_path: Path) -> None:
+    """What a trial of the filesystem would take is not there in a cache at its limit, nor on a full disk."""
+    with filesystem("tmpfs", tmp_path / "own") as place:
+        with CacheStore.open(place / "cache") as store:
+            add_dataset(store)
+        with open(place / "of-somebody-else", "wb") as file:
+            found = os.statvfs(place)
+            os.posix_fallocate(file.fileno(), 0, found.f_bfree * found.f_frsize)
+        with CacheStore.open(place / "cache") as store:
+            assert len(store.dataset_ids()) == 1
+
+
+def test_a_filesystem_without_holes_is_refused(tmp_path: Path) -> None:
+    """A new cache there, and one that was copied to it: they could never evict."""
+    with CacheStore.open(tmp_path / "cache") as store:
+        add_dataset(store)
+    with filesystem("ramfs", tmp_path / "own") as place:
+        with pytest.raises(CacheDirectoryError, match="cannot punch holes"):
+            CacheStore.open(place / "new")
+        shutil.copytree(tmp_path / "cache", place / "cache")
+        (place / "cache").chmod(0o700)
+        with pytest.raises(CacheDirectoryError, match="cannot punch holes"):
+            CacheStore.open(place / "cache")
+
+
+def test_what_a_killed_trial_left_is_removed(tmp_path: Path) -> None:
+    """A file of an engine that ended while it tried the filesystem."""
+    with CacheStore.open(tmp_path) as store:
+        add_dataset(store)
+    (tmp_path / ".staging-probe").write_bytes(b"x")
+    CacheStore.open(tmp_path).close()
+    assert not (tmp_path / ".staging-probe").exists()
 
 
 def test_foreign_directories_are_refused(tmp_path: Path) -> None:
