@@ -27,11 +27,13 @@ _MISFITS = "(ValueError, LookupError, ArithmeticError, OSError, EOFError, SError
 
 @lru_cache(maxsize=256)
 def compile_samples(schema: Schema, views: bool, guarded: bool) -> Callable[..., Sample]:
-    """A factory `bind(raw, view, words, slow, generations, file, whole)` of a shard's function from index to sample.
+    """A factory of a shard's function from id to sample.
+
+    Called with (raw, view, words, slow, first, generations, file, whole).
 
     raw: object whose slices are bytes (a map, or bytes); view: a memoryview of it. words: the shard's count and
-    offsets, known to be in order. slow: the same function, the other way. Guarded: a sample is only believed while
-    `generations[file]` is `whole[0]`, before and after copying it.
+    offsets, known to be in order. slow: the same function, the other way. first: the id of the shard's first sample.
+    Guarded: a sample is only believed while `generations[file]` is `whole[0]`, before and after copying it.
     """
     names: dict[str, Any] = {"SError": struct.error}
     columns = list(zip(schema.column_names, schema.column_encodings, schema.column_sizes or (), strict=True))
@@ -49,21 +51,22 @@ def compile_samples(schema: Schema, views: bool, guarded: bool) -> Callable[...,
         f"{name!r}: {_value(number, encoding, starts[number], f'e{number}', views, names)}"
         for number, (name, encoding, _) in enumerate(columns)
     ]
-    lines += [f"if {end} == words[index + 2]:", f"    sample = {{{', '.join(values)}}}"]
+    lines += [f"if {end} == words[word + 1]:", f"    sample = {{{', '.join(values)}}}"]
     check = ["generation = generations[file]", "if generation == whole[0]:"] if guarded else []
     accept = ["    if generations[file] == generation:", "        return sample"] if guarded else ["    return sample"]
-    body = ["at = words[index + 1]", *lines, *accept]
+    body = ["word = sample_id - before", "at = words[word]", *lines, *accept]
     inner = [*check, *(f"{'    ' if guarded else ''}{line}" for line in body)]
     source = "\n".join(
         [
-            "def bind(raw, view, words, slow, generations=None, file=0, whole=()):",
-            "    def sample_at(index):",
+            "def bind(raw, view, words, slow, first, generations=None, file=0, whole=()):",
+            "    before = first - 1",  # the word of a sample's offset is behind the count
+            "    def sample_of(sample_id):",
             "        try:",
             *(f"            {line}" for line in inner),
             f"        except {_MISFITS}:",
             "            pass",
-            "        return slow(index)",
-            "    return sample_at",
+            "        return slow(sample_id)",
+            "    return sample_of",
         ]
     )
     exec(compile(source, f"<samples of {', '.join(schema.column_names)}>", "exec"), names)
@@ -75,8 +78,8 @@ def _value(number: int, encoding: str, start: str, stop: str, views: bool, names
     """The expression for one column's value."""
     found = find_encoding(encoding)
     if encoding == "int":
-        names["word"] = struct.Struct("<q").unpack_from
-        return f"word(view, {start})[0]"
+        names["integer"] = struct.Struct("<q").unpack_from
+        return f"integer(view, {start})[0]"
     if encoding == "str":
         return f"raw[{start}:{stop}].decode()"
     if encoding == "bytes":

@@ -20,7 +20,7 @@ from streaming.compatibility.spellings import DATASET, accept_renamed
 from streaming.engine.hint import HintWorld
 from streaming.first import bring
 from streaming.hinting import Begun, Hints, Lane, name_of_run
-from streaming.mixing import Mix
+from streaming.mixing import Mix, SaysOfMix
 from streaming.order.epoch import epoch_length, rank_order
 from streaming.order.spec import OrderSpec, StreamSpec
 from streaming.order.world import World
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["StreamingDataset"]
 
 
-class StreamingDataset(Array, SeenByTorch):
+class StreamingDataset(Array, SaysOfMix, SeenByTorch):
     """A dataset to iterate, shuffled or not, from any number of ranks and workers; samples can be indexed too.
 
     Args:
@@ -190,8 +190,8 @@ class StreamingDataset(Array, SeenByTorch):
             self._published.attach(self._mix.parts)
             self._read = self._published.tracked(self._read)
         self.num_samples = self._mix.num_samples
-        self._plain = type(self).get_item is StreamingDataset.get_item
-        self._plain = self._plain and type(self).__getitem__ is StreamingDataset.__getitem__
+        self._hooked = type(self).get_item is not StreamingDataset.get_item
+        self._plain = not self._hooked and type(self).__getitem__ is StreamingDataset.__getitem__
 
     def __getstate__(self) -> dict[str, Any]:
         # a spawned worker has no process group to ask
@@ -202,12 +202,6 @@ class StreamingDataset(Array, SeenByTorch):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
-
-    def __getattr__(self, name: str) -> Any:
-        # what is said about the data: num_shards, samples_per_shard, spanner …
-        if name.startswith("_") or "_mix" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self._mix, name)
 
     @property
     def size(self) -> int:
@@ -224,7 +218,7 @@ class StreamingDataset(Array, SeenByTorch):
 
     def __getitem__(self, at: Any) -> Any:
         if type(at) is int and 0 <= at < self.num_samples:
-            return self.get_item(at)
+            return self.get_item(at) if self._hooked else self._read(at)
         return super().__getitem__(at)
 
     @property

@@ -133,8 +133,11 @@ def most_open() -> int:
 class _Shard:
     """An open shard."""
 
-    def __init__(self, file: ShardFile, words: memoryview, schema: Schema, decoder: Decoder, views: bool) -> None:
+    def __init__(
+        self, file: ShardFile, words: memoryview, first: int, schema: Schema, decoder: Decoder, views: bool
+    ) -> None:
         self.file = file
+        self.first = first  # the id of its first sample
         self.words = words  # count and offsets; u32, little-endian as every machine that this runs on
         self._schema = schema
         self._decoder = decoder
@@ -142,7 +145,7 @@ class _Shard:
         self._rebound: Callable[[Sample, bool], None] | None = None
 
     def bind(self, rebound: Callable[[Sample, bool], None] | None = None) -> Sample:
-        """The function from index to sample, as fast as this file allows; `rebound` gets it anew when that changes."""
+        """The function from id to sample, as fast as this file allows; `rebound` gets it anew when that changes."""
         if rebound is not None:
             self._rebound = rebound
         raw, guard = self.file.raw, self.file.guard
@@ -150,16 +153,17 @@ class _Shard:
             return self.slow
         bind = compile_samples(self._schema, self._views, guard is not None)
         more = () if guard is None else (guard.generations, guard.file, guard.whole)
-        return bind(raw, memoryview(raw), self.words, self.slow, *more)
+        return bind(raw, memoryview(raw), self.words, self.slow, self.first, *more)
 
-    def slow(self, index: int) -> dict[str, Any]:
-        """Sample `index`, by way of the file's own care."""
+    def slow(self, sample_id: int) -> dict[str, Any]:
+        """The same by way of the file's own care."""
         file, raw = self.file, self.file.raw
         is_mds = self._schema.format == "mds"
         if self._views and is_mds and self._rebound is not None and file.guard is not None and file.pin():
             sample = self.bind()
             self._rebound(sample, True)
-            return sample(index)
+            return sample(sample_id)
+        index = sample_id - self.first
         try:
             return file.decode(self._decoder, self.words[index + 1], self.words[index + 2])
         except ShardFormatError as error:
@@ -200,8 +204,7 @@ class Shards:
 
         def read(sample_id: int) -> dict[str, Any]:
             number = bisect_right(first, sample_id) - 1
-            sample = opened.get(number) or enter(number)
-            return sample(sample_id - first[number])
+            return (opened.get(number) or enter(number))(sample_id)
 
         return read
 
@@ -293,7 +296,9 @@ class Shards:
                 if pinned:
                     shards._have_pinned(number, file.size)
 
-        shard = self._shards[number] = _Shard(file, words.cast("I"), schema, decoder, self._views)
+        shard = self._shards[number] = _Shard(
+            file, words.cast("I"), int(tables.first_sample[number]), schema, decoder, self._views
+        )
         return shard.bind(rebound)
 
     def _have_pinned(self, number: int, size: int) -> None:
