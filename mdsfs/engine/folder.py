@@ -151,7 +151,8 @@ class DatasetFolder:
         """
         paths = (self.tables_path, self.original_path, self.index_path, self.layout.folder / "dataset.json")
         fixed = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
-        return fixed + growth_bytes(len(self.tables.files))
+        listed = 2 * BLOCK if self.is_published else 0  # a link to it, and that link's folder
+        return fixed + growth_bytes(len(self.tables.files)) + listed
 
     def disk_bytes(self) -> int:
         """Blocks on disk of the folder, and of the published files if there are any."""

@@ -1,9 +1,9 @@
 """The cache directory: who owns it, which datasets it holds, and how it is refused.
 
-`<cache>/` holds `CACHEDIR.TAG`, `VERSION` and a folder per dataset. One engine owns it: it holds a flock on `VERSION`
-for life. Does what it is told; what to fetch, keep or drop is decided elsewhere. Calls block on the disk for
-microseconds; nothing here knows about clients, the network or an event loop. One dataset's folder is
-`mdsfs.engine.folder`.
+`<cache>/` holds `CACHEDIR.TAG`, `VERSION` and a folder per dataset, or in `.published` a link to it where its complete
+shards stand at their own names: what lies there counts as well. One engine owns it: it holds a flock on `VERSION` for
+life. Does what it is told; what to fetch, keep or drop is decided elsewhere. Calls block on the disk for microseconds;
+nothing here knows about clients, the network or an event loop. One dataset's folder is `mdsfs.engine.folder`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _TAG_TEXT = (
     "# This directory is a cache of mdsfs: https://bford.info/cachedir/ says what that means for backups.\n"
 )
 _STAGING = ".staging-"
+_LINKS = ".published"
+_INDEX = ".mdsfs-index-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +124,35 @@ class CacheStore:
         if (there := read_info(layout.folder / "dataset.json")) is not None:
             _check_same(there, info, layout, staged)
             shutil.rmtree(staged)
+            if isinstance(layout, PublishedLayout):
+                self._link(there.id, layout)
             return there.id
         with disk.writing(self.root):
             _write_durably(staged / "dataset.json", json.dumps(info.to_json(), indent=1).encode() + b"\n")
             (staged / "files").mkdir(mode=0o700, exist_ok=True)
             if isinstance(layout, PublishedLayout):
+                self._link(name, layout)  # first: what is not listed would count for nothing
                 _publish_index(staged, layout)
             layout.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.rename(staged, layout.folder)
         return name
 
     def layout(self, name: str, *, publish: Path | None = None) -> Layout:
-        """Where a dataset's files lie."""
+        """Where a dataset's files lie: where they are already, else as asked for."""
+        if read_info(self._links / name / "dataset.json") is not None:
+            return PublishedLayout(Path(os.path.realpath(self._links / name)).parent)
         return PublishedLayout(publish) if publish else InternalLayout(self.root / name)
+
+    @property
+    def _links(self) -> Path:
+        return self.root / _LINKS
+
+    def _link(self, name: str, layout: PublishedLayout) -> None:
+        inside = layout.folder.is_relative_to(self.root)  # then the cache may be moved as a whole
+        target = os.path.relpath(layout.folder, self._links) if inside else layout.folder
+        self._links.mkdir(mode=0o700, exist_ok=True)
+        (self._links / name).unlink(missing_ok=True)
+        (self._links / name).symlink_to(target)
 
     def folder(self, name: str, *, publish: Path | None = None) -> DatasetFolder:
         """The open folder of a dataset; the same object for every call until it is closed by `release`."""
@@ -149,6 +167,7 @@ class CacheStore:
     def forget(self, name: str) -> None:
         """A folder was removed through its own `remove`."""
         self._open.pop(name, None)
+        (self._links / name).unlink(missing_ok=True)
 
     def known(self, url: str, identity: Mapping[str, Any]) -> dict[str, DatasetInfo]:
         """What earlier opens of this source left here, by id: their indexes need no second parsing."""
@@ -163,12 +182,12 @@ class CacheStore:
         return sorted((name for name, _ in self._infos()), key=self._last_used)
 
     def _last_used(self, name: str) -> int:
-        return (self.root / name / "dataset.json").stat().st_mtime_ns
+        return (self.layout(name).folder / "dataset.json").stat().st_mtime_ns
 
     def idle_folders(self) -> list[IdleFolder]:
         """Dataset folders that are not open here, longest unused first."""
         found = [
-            IdleFolder(name, info, self._last_used(name), disk.used_bytes(self.root / name))
+            IdleFolder(name, info, self._last_used(name), disk.used_bytes(self.layout(name).folder))
             for name, info in self._infos()
             if name not in self._open
         ]
@@ -178,27 +197,41 @@ class CacheStore:
         """Remove a dataset folder; False, and nothing done, when it is open here or a reader has a pin in it."""
         if name in self._open:
             return False
-        folder = DatasetFolder(InternalLayout(self.root / name))
+        folder = DatasetFolder(self.layout(name))
         gone = folder.remove()
-        if not gone:
+        if gone:
+            self.forget(name)
+        else:
             folder.close()
         return gone
 
     def _infos(self) -> list[tuple[str, DatasetInfo]]:
         with os.scandir(self.root) as entries:
-            names = [each.name for each in entries if each.is_dir(follow_symlinks=False) and each.name[0] != "."]
-        infos = ((name, read_info(self.root / name / "dataset.json")) for name in sorted(names))
+            names = {each.name for each in entries if each.is_dir(follow_symlinks=False) and each.name[0] != "."}
+        with contextlib.suppress(FileNotFoundError):
+            names.update(os.listdir(self._links))
+        infos = ((name, read_info(self.layout(name).folder / "dataset.json")) for name in sorted(names))
         return [(name, info) for name, info in infos if info is not None]
 
     def _sweep(self) -> None:
         # Left by engines that were killed: folders half made, folders half removed. Nobody else works here.
-        with os.scandir(self.root) as entries:
-            for entry in entries:
-                if entry.name.startswith((_STAGING, TRASH)):
-                    if entry.is_dir(follow_symlinks=False):
-                        shutil.rmtree(entry.path, ignore_errors=True)
-                    else:
-                        os.unlink(entry.path)
+        _remove_all(self.root, (_STAGING, TRASH))
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._links):
+                folder = Path(os.path.realpath(self._links / name))
+                _remove_all(folder.parent, (TRASH, _INDEX))
+                if read_info(folder / "dataset.json") is None:
+                    (self._links / name).unlink()
+
+
+def _remove_all(folder: Path, prefixes: tuple[str, ...]) -> None:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefixes):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
 
 
 def _check_same(there: DatasetInfo, info: DatasetInfo, layout: Layout, staged: Path) -> None:
@@ -340,7 +373,7 @@ def _may_punch(path: Path) -> bool:
 def _publish_index(staged: Path, layout: PublishedLayout) -> None:
     # Only the shown index leaves the folder; a copy of it under its name before the shards is what readers expect.
     layout.publish.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = layout.publish / f".index-{secrets.token_hex(4)}"
+    temporary = layout.publish / f"{_INDEX}{secrets.token_hex(4)}"
     shutil.copyfile(staged / "index.json", temporary)
     os.rename(temporary, layout.index)
 

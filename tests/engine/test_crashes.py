@@ -14,7 +14,7 @@ from streaming.remote import RemoteOptions
 from tests.mount.host import until
 from tests.servers import Fault
 
-from .conftest import KIB, MIB, Engine, Reader, disk_bytes, write_dataset
+from .conftest import KIB, MIB, Data, Engine, Reader, disk_bytes, write_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,6 +166,31 @@ def test_a_fetcher_that_is_killed_costs_nobody_a_byte(
     killer.join()
     assert engine.status()["remote"]["fetcher_restarts"] == 1
     reader.close()
+
+
+def publish(engine: Engine, data: Data, folder: Path) -> None:
+    """Fetch a dataset whose shards get their names in a folder."""
+    with engine.client() as client:
+        source = client.open(str(data.folder), RemoteOptions().identity(""), publish=str(folder))
+        number = source.datasets[0].dataset
+        for file, raw in enumerate(data.raw):
+            with client.held(number, [(file, 0, len(raw))]):
+                pass
+
+
+def test_published_datasets_count_before_anybody_opens_them(start: Start, tmp_path: Path) -> None:
+    """The next engine charges for what stands at its names too, in the cache and elsewhere, and makes room in it."""
+    one = write_dataset(tmp_path / "one", 2, 2 * MIB, "zstd", seed=1)
+    two = write_dataset(tmp_path / "two", 2, 2 * MIB, "zstd", seed=2)
+    engine = start(16 * MIB)
+    publish(engine, one, engine.cache / "one")
+    publish(engine, two, tmp_path / "elsewhere" / "two")
+    engine.kill()
+    with start(16 * MIB) as again:
+        status = again.status()["cache"]
+        assert 8 * MIB < status["disk_bytes"] <= status["charged_bytes"]
+    again = start(7 * MIB)
+    assert disk_bytes(again.cache) + disk_bytes(tmp_path / "elsewhere") <= 7 * MIB
 
 
 def test_a_smaller_limit_is_reached_before_anybody_is_served(start: Start, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from mdsfs.engine.state import RECORD
+from mdsfs.engine.store import CacheStore
 from streaming.engine.residency import ResidencyWriter
 from streaming.errors import CacheDirectoryError
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mdsfs.engine.store import CacheStore, DatasetFolder
+    from mdsfs.engine.store import DatasetFolder
 
 
 def read(folder: DatasetFolder, n: int) -> bytes:
@@ -270,6 +272,37 @@ def test_a_complete_shard_gets_its_name(published: DatasetFolder, tmp_path: Path
         published.publish(n)
     assert sorted(os.listdir(tmp_path / "local")) == [".partial", "index.json", "shard.00000.mds"]
     assert (tmp_path / "local" / "shard.00000.mds").read_bytes() == shard_bytes(0)
+
+
+def test_the_next_engine_finds_a_published_dataset(tmp_path: Path) -> None:
+    """By its link, as one of those that count; not any more when somebody has removed its folder."""
+    with CacheStore.open(tmp_path / "cache") as store:
+        name = add_dataset(store, publish=tmp_path / "local")
+    with CacheStore.open(tmp_path / "cache") as store:
+        assert store.dataset_ids() == [name]
+        assert store.folder(name).path == tmp_path / "local" / ".partial"
+    shutil.rmtree(tmp_path / "local")
+    with CacheStore.open(tmp_path / "cache") as store:
+        assert store.dataset_ids() == []
+
+
+def test_a_cache_with_a_published_dataset_can_be_moved(tmp_path: Path) -> None:
+    """What stands inside it is found at the new place."""
+    with CacheStore.open(tmp_path / "cache") as store:
+        name = add_dataset(store, publish=tmp_path / "cache" / "local")
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    with CacheStore.open(tmp_path / "moved") as store:
+        assert store.folder(name).path == tmp_path / "moved" / "local" / ".partial"
+
+
+def test_what_a_killed_engine_left_beside_a_published_dataset_is_removed(tmp_path: Path) -> None:
+    """A folder half removed, an index half written."""
+    with CacheStore.open(tmp_path / "cache") as store:
+        add_dataset(store, publish=tmp_path / "local")
+    (tmp_path / "local" / ".trash-partial-1").mkdir()
+    (tmp_path / "local" / ".mdsfs-index-1").write_text("x")
+    CacheStore.open(tmp_path / "cache").close()
+    assert sorted(os.listdir(tmp_path / "local")) == [".partial", "index.json"]
 
 
 def test_a_published_shard_survives_a_restart(store: CacheStore, published: DatasetFolder) -> None:
