@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from streaming import MDSWriter, Stream, StreamingDataset
+from streaming import MDSWriter, Stream, StreamingDataset, gather
 from streaming.reader import most_open
 
 if TYPE_CHECKING:
@@ -61,6 +61,18 @@ def test_many_shards(tmp_path: Path, compression: str | None) -> None:
     rng, out = np.random.default_rng(1), None
     for size in (1, 7, 64, 300):
         out = check(dataset, rng.integers(0, 300, size).tolist(), out)
+
+
+def test_two_threads_copy_large_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each its half, whatever the values' sizes; also where one value is more than half."""
+    monkeypatch.setattr(gather, "SHARED", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    dataset = StreamingDataset(local=write(tmp_path / "a", 100))
+    rng = np.random.default_rng(2)
+    for size in (1, 2, 3, 100):
+        check(dataset, rng.integers(0, 100, size).tolist())
+    check(dataset, [0, 99])
+    check(dataset, [99, 0])
 
 
 def test_streams_of_other_columns_in_another_order(tmp_path: Path) -> None:
