@@ -35,7 +35,7 @@ class Array:
             return [self.get_item(sample_id) for sample_id in range(*at.indices(self.size))]
         if isinstance(at, (list, np.ndarray)):
             return [self[each] for each in at]
-        raise ValueError(f"unsupported argument type passed to __getitem__: {type(at)}")
+        raise ValueError(f"Unsupported argument type passed to __getitem__: {type(at)}")
 
     def __getitems__(self, ids: list[int]) -> list[Any]:
         """The items of a batch, as torch's DataLoader asks a map-style dataset for them."""

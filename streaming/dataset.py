@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ class StreamingDataset(Array, SaysOfMix, SeenByTorch):
         **renamed: Any,
     ) -> None:
         epoch_size = accept_renamed("StreamingDataset", DATASET, renamed, {"epoch_size": epoch_size})["epoch_size"]
-        if streams is not None and (remote is not None or local is not None):
+        if bool(streams) == bool(remote or local):
             raise ValueError("You must provide either `streams` or `remote`/`local`, but not both.")
         self.predownload = predownload
         self.cache_limit = None if cache_limit is None else parse_size(_whole(cache_limit))
@@ -465,10 +466,8 @@ def _whole(size: int | str) -> int | str:
 
 
 def _check_folders(streams: Sequence[Stream]) -> None:
-    """A local folder can be the cache of one remote only."""
-    remotes: dict[tuple[str, str], str | None] = {}
-    for stream in streams:
-        place = (os.path.realpath(stream.local), stream.split or "")
-        other = remotes.setdefault(place, stream.remote)
-        if stream.remote is not None and other not in (None, stream.remote):
-            raise ValueError(f"Reused local directory: {place[0]} vs {place[0]}. Provide a different one.")
+    """Each stream has a local folder of its own."""
+    folders = [os.path.realpath(os.path.join(stream.local, stream.split or "")) for stream in streams]
+    again = [folder for folder, count in Counter(folders).items() if count > 1]
+    if again:
+        raise ValueError(f"Reused local directory: {again}. Provide a different one.")

@@ -24,6 +24,7 @@ __all__ = [
     "EngineUnavailableError",
     "FolderReusedError",
     "IndexFormatError",
+    "IndexVersionError",
     "MissingDependencyError",
     "ObjectChangedError",
     "ObjectMissingError",
@@ -71,6 +72,10 @@ class IndexFormatError(DatasetError):
     """index.json breaks its format; the message names the shard, the key and what was expected."""
 
     code = "index-format"
+
+
+class IndexVersionError(IndexFormatError):
+    """index.json is of another version than 2."""
 
 
 class ShardFormatError(DatasetError):

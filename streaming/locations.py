@@ -5,7 +5,27 @@ from __future__ import annotations
 import os
 from urllib.parse import unquote
 
-__all__ = ["is_url", "relative_folder", "split_location"]
+__all__ = ["instead_of", "is_url", "relative_folder", "scheme_of", "split_location"]
+
+# Stores of other clouds that speak S3 as well, and where.
+_S3_DOORS = {
+    "gs": "https://storage.googleapis.com and an HMAC key",
+    "gcs": "https://storage.googleapis.com and an HMAC key",
+    "oci": "https://NAMESPACE.compat.objectstorage.REGION.oraclecloud.com and a customer secret key",
+}
+
+
+def scheme_of(place: str) -> str:
+    """The scheme of a URL, in lower case; '' for a path."""
+    scheme, found, _ = place.partition("://")
+    return scheme.lower() if found else ""
+
+
+def instead_of(scheme: str) -> str:
+    """What to use instead of a scheme that is not read here."""
+    if (door := _S3_DOORS.get(scheme)) is not None:
+        return f"use s3:// with S3_ENDPOINT_URL={door}"
+    return "use s3://, file:// or a path"
 
 
 def is_url(place: str) -> bool:

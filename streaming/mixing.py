@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,8 @@ class Mix:
         for stream in streams:
             shards = Shards(stream.open(limit), views=views, allow_unsafe_types=allow_unsafe_types)
             if not shards.samples:
-                raise RuntimeError(f"Stream contains no samples: {stream.local}/{stream.split or ''}")
+                index = os.path.join(stream.local, stream.split or "", "index.json")
+                raise RuntimeError(f"Stream contains no samples: {index}.")
             shards.check()
             parts.append(shards)
         self._join(parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from streaming.compatibility.spellings import STREAM, accept_renamed
-from streaming.errors import IndexFormatError, ObjectMissingError
+from streaming.errors import IndexFormatError, IndexVersionError, ObjectMissingError
 from streaming.order.weights import Weight, weigh
 from streaming.registry import TypedRegistry, create_registry
 from streaming.sources import open_folder
@@ -172,6 +172,8 @@ class Stream:
         path = Path(self.local, split)
         try:
             return open_folder(path, validate_hash=self.validate_hash)
+        except IndexVersionError:
+            raise
         except IndexFormatError as error:
             raise IndexFormatError(f"Index file at {path / 'index.json'} is empty or corrupted. {error}") from error
         except ObjectMissingError as error:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streaming.errors import UnsupportedSourceError
+from streaming.locations import instead_of, scheme_of
 from streaming.mds.compression import compress, extension, split_compression
 from streaming.mds.hashing import hash_all, normalize_hashes
 from streaming.mds.index import dump_index
@@ -53,7 +55,7 @@ class _Settings:
     def of(cls, arguments: Mapping[str, Any]) -> _Settings:
         unknown = sorted(arguments.keys() - set(cls.__slots__))
         if unknown:
-            raise ValueError(f"Invalid Writer argument: expected {', '.join(cls.__slots__)}, got {', '.join(unknown)}")
+            raise ValueError(f"Invalid Writer argument(s): {unknown}. Expected {', '.join(cls.__slots__)}")
         return cls(**arguments)
 
     def frame_bytes(self) -> int | None:
@@ -269,9 +271,14 @@ class Writer(ABC):
 def _limit(size: int | str | None) -> int | None:
     if size is None:
         return None
+    if not isinstance(size, str) and size < 0:
+        raise ValueError(f"`size_limit` must be greater than zero, instead, found as {size}.")
     limit = parse_size(size)
     if limit > MAX_SHARD_BYTES:
-        raise ValueError(f"size_limit: expected less than 2**32 bytes, got {limit}")
+        raise ValueError(
+            f"`size_limit` must be less than 2**32, instead, found as {limit}. This is because sample byte offsets are "
+            "stored with uint32."
+        )
     return limit
 
 
@@ -281,16 +288,27 @@ def _places(out: Out, remote: str | None) -> tuple[str | None, str | None]:
         # a set of two, which has no order, is none
         parts = [os.fspath(part) for part in out if part is not None] if isinstance(out, Sequence) else []
         if len(parts) != 2 or len(out) != 2 or remote is not None:
-            raise ValueError(f"Invalid `out`: expected a folder, a URL, or (folder, URL), got {out!r}")
-        return os.path.expanduser(parts[0]), parts[1]
+            raise ValueError(
+                "Invalid `out` argument. It is either a string of local/remote directory or a list of two strings with "
+                f"[local, remote]. Got {out!r}"
+            )
+        return os.path.expanduser(parts[0]), _checked(parts[1])
     place = os.fspath(out)
     if "://" not in place:
-        return os.path.expanduser(place), remote
+        return os.path.expanduser(place), remote and _checked(remote)
     if remote is not None:
         raise ValueError(f"out: expected a folder beside remote={remote!r}, got {place!r}")
     if place.startswith("file://"):
         return place.removeprefix("file://"), None
-    return None, place
+    return None, _checked(place)
+
+
+def _checked(remote: str) -> str:
+    """Raises before anything is made."""
+    scheme = scheme_of(remote)
+    if scheme not in ("", "file", "s3"):
+        raise UnsupportedSourceError(f"Invalid Cloud provider prefix: {scheme}. For {remote} {instead_of(scheme)}")
+    return remote
 
 
 class MDSWriter(Writer):

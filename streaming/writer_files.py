@@ -39,7 +39,7 @@ class ShardFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if any(self.path.iterdir()):
             if not exist_ok:
-                raise FileExistsError(f"{self.path} is not empty: choose another folder or pass exist_ok=True")
+                raise FileExistsError(f"Directory is not empty: {self.path}: choose another or pass exist_ok=True")
             self._remove_dataset()
 
     def _remove_dataset(self) -> None:

@@ -68,7 +68,7 @@ def is_compression(name: str) -> bool:
 def split_compression(name: str) -> tuple[str, int]:
     """(codec, level) of a name, with the codec's default level; -1 for one without levels. ValueError when unknown."""
     if name not in _NAMES:
-        raise ValueError(f"unknown compression: expected br, bz2, gz, snappy or zstd, maybe with :level, got {name!r}")
+        raise ValueError(f"Invalid compression: {name}. Expected br, bz2, gz, snappy or zstd, maybe with :level")
     kind, _, level = name.partition(":")
     levels = _LEVELS[kind]
     if levels is None:

@@ -63,7 +63,7 @@ def new_hash(name: str) -> Hash:
     if name in _HASHLIB_SIZES:
         return hashlib.new(name, usedforsecurity=False)
     if name not in _XXHASH_SIZES:
-        raise ValueError(f"unknown hash: expected one of {', '.join(hash_names())}, got {name!r}")
+        raise ValueError(f"Invalid hash: {name}. Expected one of {', '.join(hash_names())}")
     try:
         import xxhash
     except ImportError as error:

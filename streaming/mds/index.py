@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from streaming.errors import IndexFormatError
+from streaming.errors import IndexFormatError, IndexVersionError
 from streaming.mds.compression import is_compression
 from streaming.mds.hashing import DIGEST_SIZES
 from streaming.mds.shards import JOINT_FORMATS, SPLIT_FORMATS, VERSION, FileInfo, Schema, ShardInfo
@@ -125,13 +125,17 @@ def parse_index(data: bytes | memoryview, *, max_bytes: int = MAX_INDEX_BYTES) -
         raise IndexFormatError(f"{INDEX_NAME}: expected UTF-8, got an invalid byte at {error.start}") from None
     last = _LAST_VERSION.search(text, max(0, len(text) - 200))
     if last and last.group(1) != str(VERSION):  # say so before the shards of another version look wrong
-        raise IndexFormatError(f"{INDEX_NAME}: version: expected {VERSION}, got {last.group(1)}")
+        raise _other_version(last.group(1))
     parser = _ShardParser()
     shards = [parser.shard(number, entry) for number, entry in enumerate(_entries(text))]
     total = sum(raw.bytes for shard in shards for raw, _ in shard.files())
     if total > MAX_TOTAL_BYTES:
         raise IndexFormatError(f"{INDEX_NAME}: expected at most {MAX_TOTAL_BYTES} bytes in all files, got {total}")
     return Index(shards)
+
+
+def _other_version(found: str) -> IndexVersionError:
+    return IndexVersionError(f"Unsupported streaming data version: {found}. Expected version {VERSION}.")
 
 
 def _entries(text: str) -> Iterator[Any]:
@@ -152,7 +156,7 @@ def _entries(text: str) -> Iterator[Any]:
         else:
             version, at = scan(_skip(text, at))
             if type(version) is not int or version != VERSION:
-                _wrong(INDEX_NAME, "version", VERSION, version)
+                raise _other_version(_short(version))
         at = _skip(text, at)
         if text[at : at + 1] != ",":
             break

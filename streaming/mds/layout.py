@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streaming.errors import IndexFormatError, ShardFormatError
-from streaming.mds.encodings import UNSAFE, find_encoding
+from streaming.mds.encodings import UNSAFE, encoding_names, find_encoding
 from streaming.mds.shards import VERSION, Schema
 
 if TYPE_CHECKING:
@@ -123,7 +123,10 @@ def schema_of_columns(columns: Mapping[str, str]) -> Schema:
         try:
             sizes.append(find_encoding(columns[name]).size)
         except TypeError as error:
-            raise TypeError(f"column {name!r}: {error}") from None
+            raise TypeError(
+                f"MDSWriter passed column `{name}` with encoding `{columns[name]}` is unsupported. Supported encodings "
+                f"are ndarray:DTYPE:SHAPE and {', '.join(encoding_names())}"
+            ) from error
     return Schema("mds", tuple(names), tuple(columns[name] for name in names), tuple(sizes))
 
 

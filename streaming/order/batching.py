@@ -76,7 +76,10 @@ def per_stream(spec: OrderSpec, world: World, epoch: int, drop: int) -> NDArray[
         part = _stream(spec, world, epoch, number, nodes=world.num_nodes, batch_size=spec.batch_size)
         whole = _whole_rows(traversal(part).reshape(-1, _global(spec, world)))
         if not len(whole):
-            raise ValueError(f"stream {number} has too few samples for one global batch of {_global(spec, world)}")
+            raise ValueError(
+                f"Stream with index {number} does not have an adequate number of samples to construct a complete "
+                "global batch. Training will occur without any samples from this stream."
+            )
         rows.append(whole)
     return _dealt(spec, world, _mixed(rows, _rng(spec, epoch)), drop)
 
@@ -133,7 +136,10 @@ def _batches_of_node(part: NDArray[np.int64], number: int, batch_size: int) -> N
     rows = _padded(flat, batch_size - len(flat) % batch_size).reshape(-1, batch_size)
     whole = _whole_rows(rows)
     if not len(whole):
-        raise ValueError(f"stream {number} has too few samples for one batch of {batch_size} on every node")
+        raise ValueError(
+            f"Stream with index {number} does not have an adequate number of samples to construct even a single "
+            f"device batch of size {batch_size}. Training will occur without any samples from this stream!"
+        )
     return whole
 
 
@@ -169,7 +175,10 @@ def _stream(
     )
     block = int(spec.block_size * spec.streams[number].proportion)
     if spec.shuffle and not block and spec.batching_method == "device_per_stream":
-        raise ValueError(f"stream {number} gets none of shuffle_block_size ({spec.block_size}): increase it")
+        raise ValueError(
+            f"Samples from stream {number} are not being used. Please either increase the `shuffle_block_size` from "
+            f"{spec.block_size}, or increase the stream proportion from {spec.streams[number].proportion}."
+        )
     return _ids_at(spec, draw, positions, epoch, block)
 
 
@@ -183,7 +192,9 @@ def _portions(spec: OrderSpec, batch: int) -> NDArray[np.int64]:
     for number, portion in enumerate(portions):
         if portion <= 0:
             raise ValueError(
-                f"stream {number} has no sample in a global batch of {batch}: increase the batch size or its proportion"
+                f"Number of samples for stream {number} is {portion} because the portion of this stream in the global "
+                f"batch, which is of size {batch}, is too low. Please increase the global batch size or increase the "
+                f"proportion of total samples that come from stream {number}."
             )
     return portions
 

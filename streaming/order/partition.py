@@ -97,8 +97,9 @@ def _relaxed(shape: Shape) -> NDArray[np.int64]:
     devices = shape.initial_nodes * shape.ranks
     if batch % devices:
         raise ValueError(
-            f"the global batch size ({batch}) must be divisible by the ranks at the start of the run ({devices}): "
-            "keep the global batch size when resuming with partition_algo 'relaxed'"
+            f"A global batch size of {batch} is not evenly divisible by the initial total number of devices of "
+            f"{devices}. Make sure that when using the `relaxed` partitioning algorithm, the global batch size does "
+            "not change during resumption of training."
         )
     first = Shape(
         "orig",
@@ -129,7 +130,8 @@ class _Layout:
         rows, nodes = shape.canonical_nodes, shape.nodes
         if max(rows, nodes) % min(rows, nodes):
             raise ValueError(
-                f"num_canonical_nodes ({rows}) and physical nodes ({nodes}): one must be divisible by the other"
+                "Either canonical or physical nodes must be evenly divisible by the other, otherwise striping slices "
+                "of shards over nodes may lead to each node downloading all shards"
             )
         self.samples = shape.samples
         self.rows = rows
@@ -143,8 +145,10 @@ class _Layout:
         self.short = (np.diff(bounds) < self.width).astype(np.int64)
         if not self.regular:
             warnings.warn(
-                f"{shape.samples} samples over {rows} canonical nodes: many samples will be repeated; "
-                "decrease num_canonical_nodes",
+                f"Trying to partition {shape.samples} samples over {rows} canonical nodes. This will result in many "
+                "samples being repeated, and depending on your batching method, batches being completely dropped. "
+                "Check if your dataset has the expected number of samples, and consider decreasing the number of "
+                "canonical nodes.",
                 stacklevel=2,
             )
         elif self.padding:
@@ -201,5 +205,10 @@ def _repeated(ranks: int, length: int, beyond: int) -> int:
     if ranks + missing - 1 <= length:
         return length - ranks - missing + 1 + beyond
     if beyond == 0:
-        warnings.warn(f"{length} samples a node over {ranks} ranks: many samples will be repeated", stacklevel=2)
+        warnings.warn(
+            f"Attempting to partition {length} samples per physical node over {ranks} gpus. This will result in many "
+            "samples being repeated, and depending on your batching method, batches being completely dropped. Check "
+            "if your dataset has the expected number of samples.",
+            stacklevel=2,
+        )
     return beyond % length

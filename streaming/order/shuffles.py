@@ -132,8 +132,10 @@ def py1e(
         length = _fill(ids[at:], group, rng)
         if not length:
             raise ValueError(
-                f"a canonical node has no samples: the dataset has fewer than num_canonical_nodes "
-                f"({num_canonical_nodes}); decrease num_canonical_nodes"
+                "The number of samples assigned to a canonical node is 0. This very likely indicates that the number "
+                "of samples in this stream is less than the number of canonical nodes, which is "
+                f"{num_canonical_nodes}. Please check your index.json file and ensure that your dataset has been "
+                "written out correctly. If this was intended, reduce num_canonical_nodes."
             )
         part = ids[at : at + length]
         moved, is_narrow = _moved(group, length, low, high, rng)
@@ -143,7 +145,8 @@ def py1e(
         at += length
     if narrow:
         warnings.warn(
-            "shuffle_block_size is smaller than some shards, which are therefore not mixed with others: increase it",
+            "Shuffle block size was smaller than shard size for some shards. This will result in these shards not "
+            "being shuffled with other shards. Set shuffle_block_size to a larger value for a higher quality shuffle.",
             stacklevel=3,
         )
     return ids

@@ -81,9 +81,9 @@ class World:
     def replicate(self, replication: int) -> World:
         """The world in which `replication` neighbouring ranks count as one, because they see the same samples."""
         if replication <= 0:
-            raise ValueError(f"replication must be positive, not {replication}")
+            raise ValueError("Replication factor must be positive.")
         if self.num_ranks % replication:
-            raise ValueError(f"the number of ranks ({self.num_ranks}) must be divisible by replication ({replication})")
+            raise ValueError("World size must be divisible by your replication factor.")
         ranks = self.num_ranks // replication
         nodes = ranks // self.ranks_per_node if ranks % self.ranks_per_node == 0 else 1
         worker = self.rank // replication * self.workers_per_rank + self.worker_of_rank

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from streaming.errors import UnsupportedSourceError
+from streaming.locations import instead_of, scheme_of
 from streaming.remote.local import LocalRemote
 from streaming.remote.options import RemoteOptions
 
 if TYPE_CHECKING:
     from streaming.remote.interface import Remote
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def open_remote(url: str | Path, options: RemoteOptions | None = None) -> Remote:
@@ -24,14 +25,13 @@ def open_remote(url: str | Path, options: RemoteOptions | None = None) -> Remote
     """
     options = RemoteOptions.from_environment() if options is None else options
     text = str(url)
-    found = _SCHEME.match(text)
-    scheme = found.group(1).lower() if found else ""
+    scheme = scheme_of(text) if _SCHEME.match(text) else ""
     if scheme == "s3":
         return _open_s3(text, options)
     if scheme == "file":
         return LocalRemote(text, _file_path(text), options)
     if scheme:
-        raise UnsupportedSourceError(f"{text}: {scheme}:// is not supported; use s3://, file:// or a path")
+        raise UnsupportedSourceError(f"Unsupported remote path: {text}: {instead_of(scheme)}")
     if not text:
         raise UnsupportedSourceError("an empty source; use s3://bucket/prefix, file:///folder or a path")
     return LocalRemote(text, Path(text).expanduser().absolute(), options)

@@ -55,7 +55,7 @@ def test_json(capsys: pytest.CaptureFixture[str], source: Path, tmp_path: Path) 
         (["--compression", "none", "--frame", "1mb"], "--frame is for zstd"),
         (["--frame", "0"], "frame: expected 'sample' or a size from 1 to"),
         (["--frame", "big"], "expected a size like 64mb or 10GiB, got 'big'"),
-        (["--hashes", "crc"], "unknown hash: expected one of"),
+        (["--hashes", "crc"], "Invalid hash: crc. Expected one of"),
         (["--jobs", "0"], "expected a whole number above zero, got '0'"),
     ],
 )

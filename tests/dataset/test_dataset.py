@@ -271,7 +271,7 @@ def test_pickle(tmp_path: Path) -> None:
         ({"epoch_size": "x"}, "Unsupported value/suffix"),
         ({"validate_hash": "sha1"}, "Hash algorithm `sha1` chosen for data validation does not match"),
         ({"rank": 1}, "`rank` and `world_size` go together"),
-        ({"streams": []}, "either `streams` or `remote`/`local`, but not both"),
+        ({"streams": [Stream(local="x")]}, "either `streams` or `remote`/`local`, but not both"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -289,7 +289,7 @@ def test_unknown_argument() -> None:
 def test_an_earlier_method(tmp_path: Path) -> None:
     """`download_shard` is `prepare_shard`; no streams at all are an error."""
     StreamingDataset(local=write(tmp_path / "a")).download_shard(1)
-    with pytest.raises(ValueError, match="`remote` and/or `local`"):
+    with pytest.raises(ValueError, match="either `streams` or `remote`/`local`"):
         StreamingDataset(streams=[])
 
 
@@ -367,10 +367,14 @@ def test_a_missing_shard_raises_in_the_loop(tmp_path: Path) -> None:
 
 
 def test_reused_local_directory(tmp_path: Path) -> None:
-    """Two remotes can't share one local folder."""
+    """Two streams can't share one local folder; splits of one are two."""
     streams = [Stream(remote=str(tmp_path / name), local=str(tmp_path / "cache")) for name in "ab"]
     with pytest.raises(ValueError, match="Reused local directory"):
         StreamingDataset(streams=streams)
+    splits = [Stream(local=str(tmp_path), split=name) for name in "cd"]
+    for name in "cd":
+        write(tmp_path / name)
+    assert StreamingDataset(streams=splits).num_samples == 16
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_errors_name_the_column() -> None:
         encode({"x": 1, "b": b""})
     with pytest.raises(ShardFormatError, match="column 't': can't be decoded"):
         sample_decoder(SCHEMA)(bytes.fromhex("00000000 01000000 ff 0000000000000000"))
-    with pytest.raises(TypeError, match="column 'x': unknown encoding 'nope'"):
+    with pytest.raises(TypeError, match="column `x` with encoding `nope` is unsupported"):
         schema_of_columns({"x": "nope"})
 
 

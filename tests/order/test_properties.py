@@ -149,7 +149,7 @@ def test_the_world_from_the_environment() -> None:
     assert (world.num_nodes, world.node, world.rank_of_node, world.workers_per_rank) == (2, 1, 1, 1)
     assert World.detect({}) == World(1, 1, 1, 0) == World(1, 1, 1, 0).copy()
     assert world.to_json()["rank"] == 5
-    with pytest.raises(ValueError, match="divisible by replication"):
+    with pytest.raises(ValueError, match="divisible by your replication factor"):
         world.replicate(3)
 
 

@@ -37,14 +37,14 @@ def test_shuffles_of_eight_samples(case: tuple[list[int], int, int, int, int], e
     assert found == expected
 
 
-@pytest.mark.filterwarnings("ignore:shuffle_block_size is smaller")
+@pytest.mark.filterwarnings("ignore:Shuffle block size was smaller")
 def test_shuffles_over_two_canonical_nodes() -> None:
     """A shard is cut where the second canonical node begins."""
     found = {algo: get_shuffle(algo, np.array([4, 4, 4]), 2, 1, 2, 6).tolist() for algo in vectors.TWELVE}
     assert found == vectors.TWELVE
 
 
-@pytest.mark.filterwarnings("ignore:shuffle_block_size is smaller")
+@pytest.mark.filterwarnings("ignore:Shuffle block size was smaller")
 @pytest.mark.parametrize("algo", vectors.ALGORITHMS)
 def test_shuffles_of_uneven_and_of_many_shards(algo: str) -> None:
     """Uneven shards over three canonical nodes, and a million samples over eight."""
@@ -53,7 +53,7 @@ def test_shuffles_of_uneven_and_of_many_shards(algo: str) -> None:
     assert (_digest(uneven), _digest(million)) == (vectors.UNEVEN[algo], vectors.MILLION[algo])
 
 
-@pytest.mark.filterwarnings("ignore:3 samples over 4")
+@pytest.mark.filterwarnings("ignore:Trying to partition 3 samples over 4")
 @pytest.mark.parametrize(("arguments", "expected"), vectors.PARTITIONS)
 def test_partitions(arguments: tuple[Any, ...], expected: list[Any]) -> None:
     """Repeats, gaps, dropped samples and other nodes than at the start."""
@@ -90,7 +90,7 @@ def test_two_canonical_nodes() -> None:
     assert _batches(replace(two, shuffle=False), World(1, 1, 1, 0)) == [[[0, 4], [1, 5], [2, 6], [3, 7]]]
 
 
-@pytest.mark.filterwarnings("ignore:shuffle_block_size is smaller")
+@pytest.mark.filterwarnings("ignore:Shuffle block size was smaller")
 @pytest.mark.parametrize("method", vectors.TWO_STREAMS)
 def test_two_streams(method: str) -> None:
     """Half of an epoch from each of two streams, by each batching method."""

@@ -83,7 +83,7 @@ def test_out_of_range(tmp_path: Path, at: int) -> None:
 
 def test_no_index_type(tmp_path: Path) -> None:
     """Anything that is no index is a ValueError naming its type."""
-    with pytest.raises(ValueError, match="unsupported argument type"):
+    with pytest.raises(ValueError, match="Unsupported argument type"):
         LocalDataset(write(tmp_path / "out"))["x"]
 
 

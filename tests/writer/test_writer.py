@@ -147,17 +147,29 @@ def test_a_shard_of_four_gib_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"size_limit": -1}, ValueError, "got -1"),
-        ({"size_limit": 1 << 32}, ValueError, r"size_limit: expected less than 2\*\*32 bytes"),
+        ({"size_limit": -1}, ValueError, "`size_limit` must be greater than zero, instead, found as -1"),
+        ({"size_limit": 1 << 32}, ValueError, r"`size_limit` must be less than 2\*\*32, instead, found as 4294967296"),
         ({"size_limit": "lots"}, ValueError, "expected a size like 64mb"),
-        ({"compression": "zstd:23"}, ValueError, "unknown compression"),
-        ({"hashes": ["sha0"]}, ValueError, "unknown hash.*'sha0'"),
-        ({"columns": {"x": "nope"}}, TypeError, "column 'x': unknown encoding 'nope'.*uint8"),
+        ({"compression": "zstd:23"}, ValueError, "Invalid compression: zstd:23"),
+        ({"hashes": ["sha0"]}, ValueError, "Invalid hash: sha0"),
+        (
+            {"columns": {"x": "nope"}},
+            TypeError,
+            "MDSWriter passed column `x` with encoding `nope` is unsupported.*uint8",
+        ),
         ({"columns": {}}, ValueError, "columns: expected at least one"),
         ({"frame": 0, "compression": "zstd"}, ValueError, "frame: expected 'sample' or a size"),
         ({"frame": "1kb", "compression": "gz"}, ValueError, "frame: expected compression zstd, got gz"),
-        ({"nonsense": 1}, ValueError, "Invalid Writer argument.*nonsense"),
-        ({"out": ("a", "b", "c")}, ValueError, "Invalid `out`"),
+        ({"nonsense": 1}, ValueError, r"Invalid Writer argument\(s\): \['nonsense'\]"),
+        (
+            {"out": ("a", "b", "c")},
+            ValueError,
+            "Invalid `out` argument. It is either a string of local/remote directory",
+        ),
+        ({"out": ("a", None)}, ValueError, "Invalid `out` argument"),
+        ({"out": "ss4://bucket/x"}, ValueError, "Invalid Cloud provider prefix: ss4"),
+        ({"out": "gcs://bucket/x"}, ValueError, "Invalid Cloud provider prefix: gcs.*S3_ENDPOINT_URL"),
+        ({"remote": "ss4://bucket/x"}, ValueError, "Invalid Cloud provider prefix: ss4"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(
