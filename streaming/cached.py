@@ -234,6 +234,10 @@ class EngineFolder:
         if ranges and not self._session.client.closed:
             self._session.client.ahead(self._session.dataset, ranges)
 
+    def is_here(self, file: int) -> bool:
+        """Whether all of a file is in the cache."""
+        return self._session.residency.is_resident(file, 0, int(self._sizes[file]))
+
     def bring(self, ranges: Sequence[Range]) -> bool:
         """Have these ranges fetched by one request, and wait for them; False where that is not possible, or failed."""
         session = self._session

@@ -291,10 +291,11 @@ class StreamingDataset(Array, SaysOfMix, SeenByTorch):
         return self._mix.load_batch(ids, columns, out, views=views)
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Have a shard fetched; blocking: until its first sample can be read."""
-        self._mix.prefetch_shards([shard_id])
-        if blocking and self._mix.samples_per_shard[shard_id]:
-            self._read(int(self._mix.sample_offset_per_shard[shard_id]))
+        """Have a shard fetched; blocking: until all of it is in the cache, as far as there is room."""
+        if blocking:
+            self._mix.bring_shard(shard_id)
+        else:
+            self._mix.prefetch_shards([shard_id])
 
     download_shard = prepare_shard  # as it was called before 0.6
 

@@ -1,4 +1,4 @@
-"""The samples that an iteration begins with, fetched all at once.
+"""Fetched all at once: the samples that an iteration begins with, or a whole shard.
 
 A reader that asks for one sample after the other waits for each: a batch of a shuffled order may be in as many shards
 as it has samples, and each needs its shard's offsets first. Asked for together they take two requests' time, and what
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streaming.mixing import Mix
     from streaming.reader import Shards
 
-__all__ = ["bring"]
+__all__ = ["bring", "bring_shard"]
 
 
 def bring(mix: Mix, ids: NDArray[np.int64]) -> None:
@@ -28,6 +28,21 @@ def bring(mix: Mix, ids: NDArray[np.int64]) -> None:
     for part, _, own in mix.split(ids):
         if isinstance(part.folder, EngineFolder) and len(own):
             _bring(part, part.folder, own)
+
+
+def bring_shard(part: Shards, number: int) -> int:
+    """Return when all of a shard is in the cache, as far as it can be; bytes of its files that were not."""
+    folder, tables = part.folder, part.tables
+    if not isinstance(folder, EngineFolder):
+        return 0
+    row, brought = int(tables.shards["file"][number]), 0
+    for file in range(row, row + 1 + part.schema(number).is_split):
+        size = int(tables.files["size"][file])
+        if not folder.is_here(file):
+            brought += size
+            step = max(folder.window, 1)
+            all(folder.bring([(file, at, min(step, size - at))]) for at in range(0, size, step))
+    return brought
 
 
 def _bring(part: Shards, folder: EngineFolder, own: NDArray[np.int64]) -> None:

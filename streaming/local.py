@@ -13,7 +13,9 @@ from streaming.sources import open_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from streaming.compatibility.shards import Reader
     from streaming.mixing import Mix
+    from streaming.order.spanner import Spanner
 
 __all__ = ["LocalDataset"]
 
@@ -68,11 +70,24 @@ class LocalDataset(Array):
         self, ids: Any, columns: Sequence[str] | None = None, out: dict[str, Any] | None = None, *, views: bool = False
     ) -> dict[str, Any]:
         """Samples column by column. See `streaming.gather.load_batch`."""
+        return self._whole().load_batch(ids, columns, out, views=views)
+
+    @property
+    def shards(self) -> Sequence[Reader]:
+        """The shards: a sequence of `streaming.base.format.Reader`."""
+        return self._whole().shards
+
+    @property
+    def spanner(self) -> Spanner:
+        """From sample id to (shard, place in it)."""
+        return self._whole().spanner
+
+    def _whole(self) -> Mix:
         if self._mix is None:
             from streaming.mixing import Mix  # what indexing alone does not need
 
-            self._mix = Mix.over([self._shards])
-        return self._mix.load_batch(ids, columns, out, views=views)
+            self._mix = Mix.over([self._shards], [(self.local, self.split)])
+        return self._mix
 
     def __getitem__(self, at: Any) -> Any:
         if type(at) is int and 0 <= at < self.num_samples:  # by far the most frequent, and not worth a second look

@@ -4,54 +4,34 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streaming.cached import EngineFolder
+from streaming.first import bring_shard
 from streaming.gather import load_batch
 from streaming.order.spanner import Spanner
 from streaming.reader import Shards, schema_from_json
 from streaming.resident import PageWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from streaming.addresses import Located
+    from streaming.compatibility.shards import Reader
     from streaming.mds.shards import Schema
     from streaming.stream import Stream
 
-__all__ = ["Mix", "SaysOfMix", "ShardView"]
+__all__ = ["Mix", "SaysOfMix"]
 
 
-class ShardView:
-    """What there is to know about one shard."""
-
-    def __init__(self, mix: Mix, number: int) -> None:
-        self._shards, self._local = mix.locate_shard(number)
-        tables = self._shards.tables
-        self.samples = self.size = int(tables.shards["samples"][self._local])
-        self._file = int(tables.shards["file"][self._local])
-        schema = schema_from_json(tables.schema(self._local))
-        self.format = schema.format
-        self.column_names = list(schema.column_names)
-        self.column_encodings = list(schema.column_encodings)
-        self.column_sizes = list(schema.column_sizes or [])
-        self.basename = tables.name(self._file)
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def get_raw_size(self) -> int:
-        """Bytes of the shard's file as it reads."""
-        return int(self._shards.tables.files["size"][self._file])
-
-
-class _ShardViews:
-    """The shards as a sequence, made when looked at: a million objects would be a lot of memory."""
+class _Readers(Sequence["Reader"]):
+    """The shards as a sequence of readers, made when looked at: a million objects would be a lot of memory."""
 
     def __init__(self, mix: Mix) -> None:
         self._mix = mix
@@ -59,10 +39,12 @@ class _ShardViews:
     def __len__(self) -> int:
         return self._mix.num_shards
 
-    def __getitem__(self, number: int) -> ShardView:
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"shard {number}: expected less than {len(self)}")
-        return ShardView(self._mix, number % len(self))
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"shard {at}: expected less than {len(self)}")
+        return self._mix.shard_reader(at % len(self))
 
 
 class Mix:
@@ -81,17 +63,18 @@ class Mix:
                 raise RuntimeError(f"Stream contains no samples: {index}.")
             shards.check()
             parts.append(shards)
-        self._join(parts)
+        self._join(parts, [(stream.local, stream.split or "") for stream in streams])
 
     @classmethod
-    def over(cls, parts: Sequence[Shards]) -> Mix:
-        """The mix of what is open already."""
+    def over(cls, parts: Sequence[Shards], places: Sequence[tuple[str, str]]) -> Mix:
+        """The mix of what is open already, each in its (folder, split)."""
         mix = cls.__new__(cls)
-        mix._join(parts)
+        mix._join(parts, places)
         return mix
 
-    def _join(self, parts: Sequence[Shards]) -> None:
+    def _join(self, parts: Sequence[Shards], places: Sequence[tuple[str, str]]) -> None:
         self._parts = list(parts)
+        self._places = places
         self.shard_sizes = [part.tables.shards["samples"].astype(np.int64) for part in self._parts]
         self.samples_per_stream = np.array([part.samples for part in self._parts], np.int64)
         self.sample_offset_per_stream = np.cumsum(self.samples_per_stream) - self.samples_per_stream
@@ -126,9 +109,16 @@ class Mix:
         return Spanner(self.samples_per_shard)
 
     @property
-    def shards(self) -> _ShardViews:
-        """The shards of all streams."""
-        return _ShardViews(self)
+    def shards(self) -> _Readers:
+        """The shards of all streams: a sequence of `streaming.base.format.Reader`."""
+        return _Readers(self)
+
+    def shard_reader(self, number: int) -> Reader:
+        """One of them."""
+        from streaming.compatibility.shards import reader_of  # what only programs that look at shards need
+
+        stream = int(self.stream_per_shard[number])
+        return reader_of(self._parts[stream], number - int(self.shard_offset_per_stream[stream]), *self._places[stream])
 
     def reader(self) -> Callable[[int], dict[str, Any]]:
         """The function from id to sample."""
@@ -175,6 +165,13 @@ class Mix:
             part, own = self.locate_shard(number)
             if part.folder.fetches:
                 part.prefetch([own])
+
+    def bring_shard(self, number: int) -> None:
+        """Have a shard fetched, and wait for it. Raises what keeps it from being read."""
+        part, own = self.locate_shard(number)
+        bring_shard(part, own)
+        if part.tables.shards["samples"][own]:
+            part.sample(own, 0)
 
     def page_watch(self) -> PageWatch:
         """Keeps what an iteration has mapped within bounds."""

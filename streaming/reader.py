@@ -157,15 +157,24 @@ class _Shard:
 
     def slow(self, sample_id: int) -> dict[str, Any]:
         """The same by way of the file's own care."""
-        file, raw = self.file, self.file.raw
+        file = self.file
         is_mds = self._schema.format == "mds"
         if self._views and is_mds and self._rebound is not None and file.guard is not None and file.pin():
             sample = self.bind()
             self._rebound(sample, True)
             return sample(sample_id)
-        index = sample_id - self.first
+        found: dict[str, Any] = self._by_file(sample_id, self._decoder)
+        return found
+
+    def stored(self, sample_id: int) -> bytes:
+        """A sample's bytes."""
+        found: bytes = self._by_file(sample_id, lambda buffer, start, stop: bytes(buffer[start:stop]))
+        return found
+
+    def _by_file(self, sample_id: int, decoder: Callable[..., Any]) -> Any:
+        file, raw, index = self.file, self.file.raw, sample_id - self.first
         try:
-            return file.decode(self._decoder, self.words[index + 1], self.words[index + 2])
+            return file.decode(decoder, self.words[index + 1], self.words[index + 2])
         except ShardFormatError as error:
             raise ShardFormatError(f"{file.name}, sample {index}: {error}") from error
         finally:
@@ -245,6 +254,15 @@ class Shards:
                         "``allow_unsafe_types=True``."
                     )
             self._decoder(number)
+
+    def sample(self, number: int, index: int) -> dict[str, Any]:
+        """A sample by its place in a shard."""
+        return (self._open.get(number) or self._enter(number))(int(self.tables.first_sample[number]) + index)
+
+    def stored_sample(self, number: int, index: int) -> bytes:
+        """The same as it is stored."""
+        self._opened(number)
+        return self._shards[number].stored(int(self.tables.first_sample[number]) + index)
 
     def by_schema(self, ids: NDArray[np.int64]) -> Iterator[tuple[Schema, Any]]:
         """(schema, index of `ids`) of samples that are made of the same."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from streaming.compatibility.shards import Reader
+    from streaming.order.world import World
     from streaming.reader import Folder
 
 __all__ = ["LocalIndexMissingError", "Stream", "streams_registry"]
@@ -180,6 +182,31 @@ class Stream:
             raise LocalIndexMissingError(
                 f"No `remote` provided, but local file {path / 'index.json'} does not exist either"
             ) from error
+
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        """The shards, for programs that read them one by one; `world` does not matter, since nobody is waited for.
+
+        Raises ValueError for columns whose decoding can run code, unless that is allowed.
+        """
+        from streaming.compatibility.shards import reader_of
+        from streaming.reader import Shards
+
+        shards = Shards(self.open(), allow_unsafe_types=allow_unsafe_types)
+        shards.check()
+        numbers = range(len(shards.tables.shards))
+        return [reader_of(shards, number, self.local, self.split) for number in numbers]
+
+    def prepare_shard(self, shard: Reader) -> int:
+        """Have one of `get_shards` fetched, as far as there is room; bytes of its files that were not there."""
+        return shard.bring()
+
+    def set_up_local(self, shards: Sequence[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """Fill in how many bytes of each of `get_shards` are there: all of a shard, or 0. Nothing is changed."""
+        cache_usage_per_shard[:] = [shard.get_raw_size() if shard.is_here() else 0 for shard in shards]
+
+    def get_index_size(self) -> int:
+        """Bytes of index.json in the local folder. Raises FileNotFoundError before the stream was opened."""
+        return os.stat(os.path.join(self.local, self.split or "", "index.json")).st_size
 
 
 def _path(remote: str) -> str | None:

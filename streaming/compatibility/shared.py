@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import itertools
 import os
+import struct
 import time
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -17,14 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streaming.compatibility.constants import TICK
+from streaming.compatibility.constants import LOCALS, TICK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["SharedArray", "SharedBarrier", "SharedMemory", "SharedScalar"]
+    from streaming.order.world import World
+
+__all__ = ["SharedArray", "SharedBarrier", "SharedMemory", "SharedScalar", "get_shm_prefix"]
 
 
 class SharedMemory:
@@ -151,3 +155,63 @@ class SharedBarrier:
                 counts[:] = 0, turn + 1
         while self._counts[1] == turn:
             time.sleep(TICK)
+
+
+def get_shm_prefix(
+    streams_local: Sequence[str], streams_remote: Sequence[str | None], world: World, retry: int = 100
+) -> tuple[int, SharedMemory]:
+    """A number for the names of a run's own segments, and the segment that holds it as long as it lives.
+
+    The node's first process takes the first number that is free; the others find it by `streams_local`, which must be
+    the same for them and another for every other run. `streams_remote` does not matter.
+
+    Raises ValueError where `streams_local` names a folder twice, RuntimeError where the first process has taken no
+    number after `retry` looks, 7 ms apart.
+    """
+    again = sorted({folder for folder in streams_local if streams_local.count(folder) > 1})
+    if again:
+        raise ValueError(f"Reused local directory: {again}. Provide a different one.")
+    claim = "\0".join(streams_local).encode()
+    if world.is_local_leader:
+        return _claimed(claim)
+    for _ in range(1 + retry):
+        if (found := _found(claim)) is not None:
+            return found
+        time.sleep(TICK)
+    raise RuntimeError(
+        "shared memory prefix was not registered by local leader: give the same `local` to every rank, and make the "
+        "leader's first"
+    )
+
+
+_HEAD = struct.Struct("<QI")  # who has taken a number, and how long its claim is
+
+
+def _claimed(claim: bytes) -> tuple[int, SharedMemory]:
+    for number in itertools.count():
+        with suppress(FileExistsError, PermissionError):
+            held = SharedMemory(_locals(number), create=True, size=_HEAD.size + len(claim))
+            held.buf[_HEAD.size : _HEAD.size + len(claim)] = claim
+            _HEAD.pack_into(held.buf, 0, os.getpid(), len(claim))  # last: whoever sees it sees all
+            return number, held
+    raise AssertionError("counting does not end")
+
+
+def _found(claim: bytes) -> tuple[int, SharedMemory] | None:
+    for number in itertools.count():
+        try:
+            held = SharedMemory(_locals(number), create=False)
+        except PermissionError:
+            continue
+        except FileNotFoundError:
+            return None
+        pid, size = _HEAD.unpack_from(held.buf)
+        # a run that was killed leaves its claim behind
+        if bytes(held.buf[_HEAD.size : _HEAD.size + size]) == claim and os.path.exists(f"/proc/{pid}"):
+            return number, held
+        held.cleanup()
+    raise AssertionError("counting does not end")
+
+
+def _locals(number: int) -> str:
+    return f"{number:06}_{LOCALS}"

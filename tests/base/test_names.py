@@ -20,7 +20,7 @@ NAMES = {
     "streaming.base.util": "get_list_arg wait_for_file_to_exist bytes_to_int number_abbrev_to_int"
     " clean_stale_shared_memory get_import_exception_message merge_index retry",
     "streaming.base.format": "CSVWriter FileInfo get_index_basename JSONWriter MDSWriter Reader reader_from_json"
-    " TSVWriter XSVWriter",
+    " TSVWriter XSVWriter CSVReader JSONReader MDSReader TSVReader XSVReader",
     "streaming.base.format.index": "get_index_basename",
     "streaming.base.format.mds": "MDSReader MDSWriter",
     "streaming.base.format.json": "JSONReader JSONWriter",
@@ -39,7 +39,8 @@ NAMES = {
     "streaming.base.distributed": "all_gather barrier broadcast get_rank get_local_rank get_local_world_size"
     " get_world_size all_gather_object maybe_init_dist",
     "streaming.base.partition": "get_partitions",
-    "streaming.base.shuffle": "get_shuffle",
+    "streaming.base.shuffle": "get_shuffle get_shuffle_naive get_shuffle_py1br get_shuffle_py1e get_shuffle_py1s"
+    " get_shuffle_py2s algos",
     "streaming.base.sampling": "get_sampling",
     "streaming.base.batching": "generate_work",
     "streaming.base.compression": "compress decompress get_compression_extension get_compressions is_compression"
@@ -53,7 +54,8 @@ NAMES = {
     "streaming.base.dataset": "StreamingDataset",
     "streaming.base.stream": "Stream streams_registry",
     "streaming.base.registry_utils": "TypedRegistry create_registry construct_from_registry import_file save_registry",
-    "streaming.base.shared": "SharedArray SharedBarrier SharedMemory SharedScalar",
+    "streaming.base.shared": "SharedArray SharedBarrier SharedMemory SharedScalar get_shm_prefix",
+    "streaming.base.shared.prefix": "get_shm_prefix",
     "streaming.base.shared.array": "SharedArray",
     "streaming.base.shared.barrier": "SharedBarrier",
     "streaming.base.shared.memory": "SharedMemory",

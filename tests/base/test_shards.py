@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streaming import CSVWriter, JSONWriter, MDSWriter, StreamingDataset, TSVWriter, XSVWriter
+from streaming import CSVWriter, JSONWriter, LocalDataset, MDSWriter, StreamingDataset, TSVWriter, XSVWriter
 from streaming.base.batching import generate_work
 from streaming.base.format import FileInfo, Reader, reader_from_json
 from streaming.base.format.base.reader import JointReader, SplitReader
@@ -50,6 +50,51 @@ def test_a_shard_by_its_entry_in_the_index(tmp_path: Path, kind: type, compressi
     raw, _ = reader.file_pairs[0]
     assert isinstance(raw, FileInfo)
     assert raw.basename == entry["raw_data"]["basename"]
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("kind", [MDSWriter, JSONWriter, XSVWriter])
+def test_the_shards_of_a_dataset(tmp_path: Path, kind: type, compression: str | None) -> None:
+    """They are such readers: with what the index says of each, its samples, and these as they are stored."""
+    extra = {"separator": "|"} if kind is XSVWriter else {}
+    options = {"columns": {"n": "int"}, "compression": compression, "hashes": ["md5", "sha1"], "size_limit": 300}
+    with kind(out=tmp_path / "train", **options, **extra) as writer:
+        for number in range(100):
+            writer.write({"n": number})
+    entries = json.loads((tmp_path / "train" / "index.json").read_text())["shards"]
+    datasets = (StreamingDataset(local=str(tmp_path), split="train"), LocalDataset(str(tmp_path), "train"))
+    for dataset in datasets:
+        assert len(dataset.shards) == len(entries)
+        for number, (shard, entry) in enumerate(zip(dataset.shards, entries, strict=True)):
+            alone = reader_from_json(str(tmp_path), "train", entry)
+            assert type(shard) is type(alone)
+            for name in set(vars(alone)) - {"size_limit", "_index", "_shard", "_shards"} | {"format"}:
+                assert name == "_number" or getattr(shard, name) == getattr(alone, name), name
+            assert (shard.dirname, shard.split) == (str(tmp_path), "train")
+            first = dataset.spanner.shard_bounds[number]
+            assert shard[0] == dataset[int(first)] == shard.decode_sample(shard.get_sample_data(0)) == alone[0]
+            stored = sum(each["bytes"] for name, each in entry.items() if name in ("zip_data", "zip_meta") and each)
+            assert shard.get_zip_size() == (stored or None)
+            assert shard.get_max_size() == shard.get_persistent_size(True) == shard.get_raw_size() + stored
+            assert shard.get_persistent_size(False) == shard.get_raw_size()
+        assert [sample["n"] for shard in dataset.shards for sample in shard] == list(range(100))
+        assert dataset.shards[-1][-1]["n"] == 99
+        assert [len(shard) for shard in dataset.shards[1:]] == [entry["samples"] for entry in entries[1:]]
+        with pytest.raises(IndexError):
+            dataset.shards[len(entries)]
+
+
+def test_shards_with_unsafe_columns(tmp_path: Path) -> None:
+    """A reader says so when it is asked, and decodes."""
+    with MDSWriter(columns={"x": "pkl"}, out=tmp_path) as writer:
+        writer.write({"x": {1}})
+    (entry,) = writer.shards
+    dataset = StreamingDataset(local=str(tmp_path), allow_unsafe_types=True)
+    for reader in (reader_from_json(str(tmp_path), None, entry), dataset.shards[0]):
+        assert reader[0] == {"x": {1}}
+        reader.validate(True)
+        with pytest.raises(ValueError, match="Column x contains an unsafe type: pkl"):
+            reader.validate(False)
 
 
 def test_a_shard_whose_entry_is_wrong(tmp_path: Path) -> None:

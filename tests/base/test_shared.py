@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from streaming.base.shared import SharedArray, SharedBarrier, SharedMemory, SharedScalar
+from streaming.base.shared import SharedArray, SharedBarrier, SharedMemory, SharedScalar, get_shm_prefix
+from streaming.base.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,3 +72,30 @@ def test_a_barrier_between_processes(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     barrier._counts.shm.cleanup()
     turns.shm.cleanup()
+
+
+def _follow(folder: str, told: multiprocessing.Queue[int]) -> None:
+    number, _ = get_shm_prefix([folder], [None], World(1, 2, 1, 1))
+    told.put(number)
+
+
+def test_a_prefix_for_the_names_of_a_run(tmp_path: Path) -> None:
+    """Two runs at once take two numbers; a rank finds its own run's, and hears where nobody has taken one."""
+    leader = World(1, 2, 1, 0)
+    runs = [str(tmp_path / name) for name in "ab"]
+    held = [get_shm_prefix([folder], [None], leader) for folder in runs]
+    try:
+        assert held[0][0] != held[1][0]
+        context = multiprocessing.get_context("spawn")
+        told = context.Queue()
+        follower = context.Process(target=_follow, args=(runs[1], told))
+        follower.start()
+        assert told.get(timeout=60) == held[1][0]
+        follower.join()
+    finally:
+        for _, segment in held:
+            segment.cleanup()
+    with pytest.raises(RuntimeError, match="was not registered by local leader"):
+        get_shm_prefix([runs[0]], [None], World(1, 2, 1, 1), retry=0)
+    with pytest.raises(ValueError, match=r"Reused local directory: \['x'\]"):
+        get_shm_prefix(["x", "x"], [None, None], leader)

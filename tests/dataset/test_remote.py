@@ -19,6 +19,7 @@ from streaming.errors import (
     ObjectChangedError,
     SourceMissingError,
 )
+from streaming.order import World
 
 from .samples import flat, ids, write
 
@@ -117,6 +118,26 @@ def test_refusals(store: StorageServer, tmp_path: Path, cache: Path) -> None:
     with pytest.raises(SourceMissingError) as missing:
         StreamingDataset(remote=store.url("nothing-here"), local=str(cache))
     assert isinstance(missing.value, FileNotFoundError)
+
+
+def test_shards_one_by_one(store: StorageServer, tmp_path: Path, cache: Path) -> None:
+    """A stream's shards are known before any is there; each is fetched when that is asked for, and is a file then."""
+    url = put(store, write(tmp_path / "a" / "train", [50, 30], compression="zstd"), f"{tmp_path.name}/train")
+    stream = Stream(remote=url.rpartition("/")[0], local=str(cache), split="train")
+    shards = stream.get_shards(World(1, 1, 1, 0), False)
+    assert stream.get_index_size() == (cache / "train" / "index.json").stat().st_size
+    here = np.full(2, -1, np.int64)
+    stream.set_up_local(shards, here)
+    assert here.tolist() == [0, 0]
+    assert stream.prepare_shard(shards[1]) == shards[1].get_raw_size()
+    assert stream.prepare_shard(shards[1]) == 0
+    stream.set_up_local(shards, here)
+    assert here.tolist() == [0, shards[1].get_raw_size()]
+    assert ids(shards[1]) == list(range(50, 80))
+    dataset = StreamingDataset(streams=[stream], batch_size=1)
+    dataset.prepare_shard(0)
+    assert dataset.shards[0].is_here()
+    assert ids(dataset.shards[0]) == list(range(50))
 
 
 @pytest.mark.parametrize("split", [None, "train"])

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from streaming.compatibility.shared import SharedArray, SharedBarrier, SharedMemory, SharedScalar
+from streaming.compatibility.shared import SharedArray, SharedBarrier, SharedMemory, SharedScalar, get_shm_prefix
 
-__all__ = ["SharedArray", "SharedBarrier", "SharedMemory", "SharedScalar"]
+__all__ = ["SharedArray", "SharedBarrier", "SharedMemory", "SharedScalar", "get_shm_prefix"]
