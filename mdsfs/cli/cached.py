@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdsfs.errors import UsageError
+from mdsfs.mount.mountpoint import FSTYPE, find_mount
 from streaming.errors import EngineUnavailableError
 
 from .arguments import default_cache_dir
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
 
     Chosen = list[tuple[Folder, Contents, list[int]]]
 
-__all__ = ["Place", "add_place", "chosen", "default_jobs", "place_of", "shown_prefix"]
+__all__ = [
+    "Place",
+    "add_place",
+    "add_source_or_cache",
+    "chosen",
+    "default_jobs",
+    "is_of_source",
+    "place_of",
+    "shown_prefix",
+]
 
 # More would only wait for the same cores and the same network.
 MOST_JOBS = 8
@@ -46,6 +56,22 @@ def add_place(parser: argparse.ArgumentParser, *, globs: str | None = None) -> N
     )
     if globs is not None:
         parser.add_argument("globs", metavar="GLOB", nargs="*", help=globs)
+
+
+def add_source_or_cache(parser: argparse.ArgumentParser) -> None:
+    """Add SOURCE|MOUNTPOINT and --cache-dir, of which `is_of_source` wants one."""
+    parser.add_argument("place", metavar="SOURCE|MOUNTPOINT", nargs="?", help="s3://bucket/prefix, a path, or a mount")
+    parser.add_argument("--cache-dir", metavar="DIR", type=Path, help="all that is in a cache directory")
+
+
+def is_of_source(args: argparse.Namespace, command: str) -> bool:
+    """Whether a source was named rather than what a cache holds. Raises UsageError where none or both were."""
+    if (args.place is None) == (args.cache_dir is None):
+        raise UsageError(f"name a SOURCE or a MOUNTPOINT, or give --cache-dir (see mdsfs {command} --help)")
+    if args.place is None or "://" in args.place:
+        return args.place is not None
+    entry = find_mount(args.place)
+    return entry is None or entry.fstype != FSTYPE
 
 
 def place_of(args: argparse.Namespace) -> tuple[Place, list[str]]:

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streaming.remote.options import RemoteOptions
 from streaming.sizes import format_size
 
 from .arguments import default_cache_dir, seconds
+from .store import add_store_options, remote_options
 
 if TYPE_CHECKING:
     import argparse
@@ -35,14 +35,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = parser.add_argument
     add("source", metavar="SOURCE", nargs="?", help="also check this source: endpoint, credentials, clock, rates")
     add("--cache-dir", metavar="DIR", type=Path, help="default: as for mdsfs mount")
-    add("--endpoint-url", metavar="URL", help="default: S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL")
-    add("--region", metavar="NAME")
-    add("--profile", metavar="NAME", help="profile of the AWS configuration")
-    add("--no-sign-request", action="store_true", help="read anonymously")
-    add("--requester-pays", action="store_true")
     add("--seconds", metavar="SECONDS", type=seconds, default=2.0, help="for each measurement (2)")
     add("--no-rates", action="store_true", help="check only, measure nothing")
     add("--json", action="store_true", help="findings and rates as JSON")
+    add_store_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,13 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from mdsfs.doctor import cache, host, rates, source
 
     cache_dir = (args.cache_dir or default_cache_dir()).absolute()
-    options = RemoteOptions.from_environment(
-        endpoint_url=args.endpoint_url,
-        region=args.region,
-        profile=args.profile,
-        anonymous=args.no_sign_request or None,
-        requester_pays=args.requester_pays or None,
-    )
+    options = remote_options(args)
     findings = [*host.check(), *cache.check(cache_dir)]
     index, dataset = None, None
     if args.source:

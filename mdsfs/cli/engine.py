@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdsfs import logs
 from mdsfs.config.layers import configurable
 from streaming.errors import StreamingError, to_wire
 
-from .arguments import address, credentials_file, default_cache_dir, positive_int, seconds, size
+from .arguments import default_cache_dir, positive_int, seconds
+from .served import add_cache_options, add_log_options, add_request_options
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from mdsfs.engine.options import ServiceOptions
 
@@ -44,19 +45,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=EXAMPLES,
     )
     add = parser.add_argument
-    add("--cache-dir", metavar="DIR", type=Path, help="default: ~/.cache/mdsfs, for root /var/cache/mdsfs")
-    add("--cache-limit", metavar="SIZE", type=size, help="default: 100GiB or 90%% of the free space, the smaller")
-    add(
-        "--verify",
-        choices=("transport", "shard"),
-        default="transport",
-        help="shard: serve only bytes whose hash was checked",
-    )
+    add_cache_options(parser)
+    add_request_options(parser)
     add("--processes", metavar="N", type=positive_int, help="fetcher processes (default 1)")
-    add("--threads", metavar="N", type=positive_int, help="parallel requests to the store, per process")
-    add("--part-size", metavar="SIZE", type=size, help="bytes of one request for large ranges")
     add("--allow-other", action="store_true", help="serve the processes of other users")
-    add("--credentials-file", metavar="FILE", type=credentials_file, help="instead of ~/.aws/credentials")
     add(
         "--idle-exit",
         metavar="SECONDS",
@@ -64,11 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="end when nobody was connected for so long (default: never)",
     )
     add("--stop", action="store_true", help="end the engine of this directory")
-    add("--memory-limit", metavar="SIZE", type=size, help="of heaps and buffers, fetchers included (default: none)")
-    add("--metrics", metavar="HOST:PORT", type=address, help="serve Prometheus metrics and a live page there")
-    add("--log-level", choices=logs.LEVELS, default="info")
-    add("--log-format", choices=logs.FORMATS, help="default: journald where stderr is the journal, else text")
-    add("--log-file", metavar="FILE", type=Path, help="default: stderr")
+    add_log_options(parser, "stderr")
     add("--ready-fd", metavar="FD", type=int, help="write `ok`, or an error as JSON, there when the start is over")
     configurable(parser, "engine")
 

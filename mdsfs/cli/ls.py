@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdsfs.errors import UsageError
-from mdsfs.mount.mountpoint import FSTYPE, find_mount
-
+from .cached import add_source_or_cache, is_of_source
 from .store import add_store_options, open_source, remote_options
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["add_parser", "is_mount", "run"]
+__all__ = ["add_parser", "run"]
 
 EXAMPLES = """\
 examples:
@@ -33,8 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="List the datasets of a source, or of a mount or a cache directory what is in the cache of them.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("place", metavar="SOURCE|MOUNTPOINT", nargs="?", help="s3://bucket/prefix, a path, or a mount")
-    parser.add_argument("--cache-dir", metavar="DIR", type=Path, help="all that is in a cache directory")
+    add_source_or_cache(parser)
     parser.add_argument("-l", dest="long", action="store_true", help="every file")
     parser.add_argument("--json", action="store_true", help="as a document; with -l every file")
     add_store_options(parser)
@@ -44,19 +40,11 @@ def run(args: argparse.Namespace) -> int:
     """List."""
     from .listing import render
 
-    if (args.place is None) == (args.cache_dir is None):
-        raise UsageError("name a SOURCE or a MOUNTPOINT, or give --cache-dir (see mdsfs ls --help)")
-    document = _of_source(args) if args.place is not None and not is_mount(args.place) else _of_cache(args)
+    document = _of_source(args) if is_of_source(args, "ls") else _of_cache(args)
     for warning in document.pop("warnings", ()):
         print(f"mdsfs: warning: {warning}", file=sys.stderr)
     print(json.dumps(document, indent=1) if args.json else render(document))
     return 0
-
-
-def is_mount(place: str) -> bool:
-    """Whether a place is a mount of ours, and no source."""
-    entry = find_mount(place) if "://" not in place else None
-    return entry is not None and entry.fstype == FSTYPE
 
 
 def _of_source(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdsfs import logs
 from mdsfs.config.layers import POSITIONAL, configurable
 from mdsfs.errors import MountpointError
 from streaming.errors import CacheDirectoryError, MissingDependencyError
-from streaming.remote.options import RemoteOptions
 
 from .arguments import (
-    address,
-    credentials_file,
     default_cache_dir,
     expand_mount_options,
     group,
     mode,
     order,
-    positive_int,
     seconds,
-    size,
     user,
 )
+from .served import add_cache_options, add_log_options, add_request_options
+from .store import add_store_options, remote_options
 
 if TYPE_CHECKING:
     import argparse
@@ -66,31 +62,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add(
         "-o", dest="mount_options", metavar="OPT[=VALUE],…", action="append", default=[], help="options as for mount(8)"
     )
-    cache = parser.add_argument_group("cache").add_argument
-    cache("--cache-dir", metavar="DIR", type=Path, help="default: ~/.cache/mdsfs, for root /var/cache/mdsfs")
-    cache("--cache-limit", metavar="SIZE", type=size, help="default: 100GiB or 90%% of the free space, the smaller")
-    cache(
-        "--verify",
-        choices=("transport", "shard"),
-        default="transport",
-        help="shard: serve only bytes whose hash was checked",
-    )
-    cache("--no-spawn", action="store_true", help="use the engine that runs (a service); never start one")
-    store = parser.add_argument_group("store").add_argument
-    store("--endpoint-url", metavar="URL", help="default: S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL")
-    store("--region", metavar="NAME")
-    store("--profile", metavar="NAME", help="profile of the AWS configuration")
-    store("--credentials-file", metavar="FILE", type=credentials_file, help="instead of ~/.aws/credentials")
-    store("--no-sign-request", action="store_true", help="read anonymously")
-    store("--requester-pays", action="store_true")
-    store("--threads", metavar="N", type=positive_int, help="parallel requests to the store")
-    store("--part-size", metavar="SIZE", type=size, help="bytes of one request for large ranges")
-    cache(
+    cache = parser.add_argument_group("cache")
+    add_cache_options(cache)
+    cache.add_argument("--no-spawn", action="store_true", help="use the engine that runs (a service); never start one")
+    cache.add_argument(
         "--order",
         metavar="'KEY=VALUE,…'",
         type=order,
         help="how readers read that can't say it: shuffle=true,algo=py1e,seed=9176,batch_size=32,workers=8,…",
     )
+    add_request_options(add_store_options(parser))
     shown = parser.add_argument_group("what is shown").add_argument
     shown(
         "--allow-other",
@@ -102,17 +83,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shown("--file-mode", metavar="OCTAL", type=mode, default=0o444)
     shown("--dir-mode", metavar="OCTAL", type=mode, default=0o555)
     shown("--read-timeout", metavar="SECONDS", type=seconds, default=60.0, help="a read ends with EIO after this (60)")
-    cache("--memory-limit", metavar="SIZE", type=size, help="of the engine's heaps and buffers (default: none)")
-    cache("--metrics", metavar="HOST:PORT", type=address, help="the engine serves metrics and a live page there")
-    lines = parser.add_argument_group("log").add_argument
-    lines("--log-level", choices=logs.LEVELS, default="info")
-    lines("--log-format", choices=logs.FORMATS, help="default: journald where stderr is the journal, else text")
-    lines(
-        "--log-file",
-        metavar="FILE",
-        type=Path,
-        help="default: stderr in the foreground, else syslog where there is one",
-    )
+    add_log_options(parser.add_argument_group("log"), "stderr in the foreground, else syslog where there is one")
     configurable(parser, "mount", expand_mount_options)
 
 
@@ -148,13 +119,7 @@ def _config(args: argparse.Namespace) -> MountConfig:
     from streaming.engine.spawn import EngineOptions
 
     source = args.source if "://" in args.source else os.path.abspath(args.source)
-    options = RemoteOptions.from_environment(
-        endpoint_url=args.endpoint_url,
-        region=args.region,
-        profile=args.profile,
-        anonymous=args.no_sign_request or None,
-        requester_pays=args.requester_pays or None,
-    )
+    options = remote_options(args)
     engine = EngineOptions(
         cache_dir=(args.cache_dir or default_cache_dir()).absolute(),
         cache_limit=args.cache_limit,

@@ -12,6 +12,7 @@ from streaming.engine.client import EngineClient
 from streaming.sizes import format_size
 
 from .arguments import default_cache_dir
+from .served import add_running
 
 if TYPE_CHECKING:
     import argparse
@@ -27,9 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Show the state of a mount, or of the engine of a cache directory.",
         epilog="example:\n  mdsfs status /mnt/ds\n  mdsfs status --cache-dir /nvme/cache --json",
     )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="default: the engine of the cache directory")
-    which.add_argument("--cache-dir", metavar="DIR", type=Path, help="default: as for mdsfs mount")
+    add_running(parser)
     parser.add_argument("--json", action="store_true", help="the document as it is")
 
 

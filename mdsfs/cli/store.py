@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["add_store_options", "open_source", "remote_options"]
 
 
-def add_store_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options, which `remote_options` reads."""
-    store = parser.add_argument_group("store").add_argument
+def add_store_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options, which `remote_options` reads; returns their group."""
+    group = parser.add_argument_group("store")
+    store = group.add_argument
     store("--endpoint-url", metavar="URL", help="default: S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL")
     store("--region", metavar="NAME")
     store("--profile", metavar="NAME", help="profile of the AWS configuration")
     store("--no-sign-request", action="store_true", help="read anonymously")
     store("--requester-pays", action="store_true")
+    return group
 
 
 def remote_options(args: argparse.Namespace) -> RemoteOptions:

@@ -10,7 +10,6 @@ import sys
 import termios
 import time
 import tty
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdsfs.metrics.sample import rates, sample
@@ -19,6 +18,7 @@ from streaming.engine.client import EngineClient
 from streaming.errors import EngineUnavailableError
 
 from .arguments import default_cache_dir, positive_int, seconds
+from .served import add_running
 from .status import of_mount
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Show what the engine does, again and again. q ends it.",
         epilog="examples:\n  mdsfs top /mnt/ds\n  mdsfs top --cache-dir /nvme/cache --once",
     )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="default: the engine of the cache directory")
-    which.add_argument("--cache-dir", metavar="DIR", type=Path, help="default: as for mdsfs mount")
+    add_running(parser)
     add = parser.add_argument
     add("-d", "--delay", metavar="SECONDS", type=seconds, default=1.0, help="between two looks (1)")
     add("-n", "--iterations", metavar="N", type=positive_int, help="end after so many")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdsfs.errors import UsageError
 from streaming.errors import ShardCorruptError
 from streaming.sizes import format_size
 
 from .arguments import positive_int
-from .cached import default_jobs
-from .ls import is_mount
+from .cached import add_source_or_cache, default_jobs, is_of_source
 from .progress import Progress
 from .store import add_store_options, open_source, remote_options
 
@@ -45,8 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Compare every shard of a source, or what is in the cache of a mount, with its hashes.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("place", metavar="SOURCE|MOUNTPOINT", nargs="?", help="s3://bucket/prefix, a path, or a mount")
-    parser.add_argument("--cache-dir", metavar="DIR", type=Path, help="all that is in a cache directory")
+    add_source_or_cache(parser)
     parser.add_argument(
         "--jobs", metavar="N", type=positive_int, help="shards at a time; default: a CPU each, at most 8"
     )
@@ -56,10 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Verify, and say what is wrong."""
-    if (args.place is None) == (args.cache_dir is None):
-        raise UsageError("name a SOURCE or a MOUNTPOINT, or give --cache-dir (see mdsfs verify --help)")
-    in_source = args.place is not None and not is_mount(args.place)
-    found = _source(args) if in_source else _cache(args)
+    found = _source(args) if is_of_source(args, "verify") else _cache(args)
     if args.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
     else:
