@@ -360,12 +360,17 @@ class Cache:
             self.ledger.release(dataset.number, file, self.ledger.resident_of(dataset.number, file))
 
     async def repair(self, dataset: Dataset, file: int) -> None:
-        """A fill was writing into a file when its engine was killed: the file goes.
+        """A fill was writing into a file, or an eviction taking from it, when its engine was killed.
 
-        Unless a reader has a pin on it: then what has no bit goes, and the rest, which was whole before it had one,
-        stays.
+        What an eviction had not taken yet goes, if the file is otherwise as it was; else all of the file goes. Unless
+        a reader has a pin on it: then what has no bit goes, and the rest, which was whole before it had one, stays.
         """
         with self._taking_away(dataset, file), trio.CancelScope(shield=True):
+            if dataset.folder.check_file(file) == "ok":
+                absent = dataset.missing(file, 0, dataset.blocks(file))
+                runs = [(first * BLOCK, count * BLOCK) for first, count in absent]
+                if await trio.to_thread.run_sync(dataset.folder.punch_runs, file, runs):
+                    return
             if await trio.to_thread.run_sync(dataset.folder.drop_file, file):
                 dataset.residency.clear_file(file)
                 self.policy.gone(dataset, file, 0, dataset.blocks(file))

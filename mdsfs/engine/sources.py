@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .ahead import Ahead
     from .cache import Cache
     from .fills import Fills
-    from .folder import DatasetInfo
+    from .folder import DatasetFolder, DatasetInfo
     from .store import CacheStore
 
 __all__ = ["OpenSource", "Sources"]
@@ -89,7 +89,7 @@ class Sources:
             except CacheDirectoryError as error:
                 log.error("a dataset folder cannot be used: %s", error)
                 continue
-            for file in dataset.folder.state.dirty_files():
+            for file in {*dataset.folder.state.dirty_files(), *dataset.residency.changing()}:
                 await self._cache.repair(dataset, file)
         await fit_pins(self._cache)
         if not await self._cache.make_free(0):
@@ -114,6 +114,7 @@ class Sources:
             await trio.to_thread.run_sync(folder.wipe)
             folder.residency_path.unlink()
             residency = ResidencyWriter.open(folder.residency_path, sizes)
+        _take_back(folder, residency)
         self._numbers += 1
         info = folder.info
         url = f"{info.url.rstrip('/')}/{info.prefix}" if info.prefix else info.url
@@ -300,6 +301,17 @@ class Sources:
             record = dataset.folder.state.get(file)
             if record.level != "shard" or not dataset.is_complete(file):
                 await self._fills.retire(dataset, file)
+
+
+def _take_back(folder: DatasetFolder, residency: ResidencyWriter) -> None:
+    """Evictions that an engine was killed in before it took anything: complete files are what they were.
+
+    A reader may have a pin on one, so what has no bit any more must not be punched.
+    """
+    for file in residency.changing():
+        if folder.state.get(file).complete and folder.check_file(file) == "ok":
+            residency.set_blocks(file, 0, -(-int(folder.tables.files["size"][file]) // BLOCK))
+            residency.end(file)
 
 
 def _present_key(url: str, identity: dict[str, Any]) -> str | None:

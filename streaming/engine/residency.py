@@ -199,6 +199,14 @@ class ResidencyWriter(ResidencyReader):
         """Make the generation even again, and another one than before."""
         self._set_generation(file, (self.generation(file) | 1) + 1)
 
+    def changing(self) -> list[int]:
+        """Files with an odd generation: whoever changed them has not come to the end, or was killed before it."""
+        found: list[int] = []
+        for begin, end in _data_runs(self.fd, _GENERATIONS, _GENERATIONS + 8 * len(self._generations)):
+            values = np.frombuffer(bytes(self._view[begin:end]), "<u8")
+            found.extend(((begin - _GENERATIONS) // 8 + np.flatnonzero(values & 1)).tolist())
+        return found
+
     def clear_file(self, file: int) -> None:
         """Withdraw all of a file and free what pages its bitmap has alone; between `begin` and `end`."""
         # by what is there, since zeros written into a hole of the table would take room

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from streaming.engine.residency import ResidencyWriter
 from streaming.errors import EngineUnavailableError
 from streaming.remote import RemoteOptions
 from tests.mount.host import until
@@ -84,6 +85,29 @@ def test_a_fill_that_was_killed_leaves_neither_bytes_nor_room(
     for offset in range(0, 4 * MIB, 256 * KIB):
         reader.check(0, offset, 256 * KIB)
     reader.close()
+
+
+@pytest.mark.parametrize("read", ["whole", "half"])
+def test_an_eviction_that_was_killed_is_ended(start: Start, tmp_path: Path, read: str) -> None:
+    """Killed after blocks lost their bits, before they lost their bytes: those of a whole file are back, others go."""
+    data = write_dataset(tmp_path / "data", 1, 4 * MIB, "seekable")
+    engine = start(16 * MIB)
+    reader = Reader(engine.client(), str(data.folder), data)
+    reader.check(0, 0, 4 * MIB if read == "whole" else 2 * MIB)
+    reader.close()
+    engine.settled()
+    engine.kill()
+    (path,) = engine.cache.glob("*/residency")
+    table = ResidencyWriter.open(path, [4 * MIB])
+    table.begin(0)
+    table.clear_blocks(0, 0, 256)
+    again = start(16 * MIB)
+    status = again.status()
+    assert status["cache"]["disk_bytes"] <= status["cache"]["charged_bytes"]
+    assert table.count(0, 0, 256) == (256 if read == "whole" else 0)
+    assert table.count(0, 256, 256) == 256
+    assert table.generation(0) % 2 == 0
+    table.close()
 
 
 @pytest.mark.parametrize("edit", ["truncate", "overwrite", "replace", "grow", "delete"])
