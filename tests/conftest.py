@@ -38,15 +38,39 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs every request
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_traces_of_engines() -> Iterator[None]:
-    """Engines keep a lock and a log per cache directory beside their sockets: those of our short-lived ones go."""
-    folder = runtime_directory()
-    before = _names(folder)
-    yield
+_BEFORE = pytest.StashKey[set[str]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Note what other engines of this machine have in the runtime directory."""
+    if not _is_worker(session.config):
+        session.config.stash[_BEFORE] = _names(runtime_directory())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Engines keep a lock and a log per cache directory beside their sockets: those of our short-lived ones go.
+
+    Not by pytest-xdist's workers, one of which may end while an engine of the other one's starts.
+    """
+    if _is_worker(session.config):
+        return
+    folder, before = runtime_directory(), session.config.stash[_BEFORE]
     for name in sorted(_names(folder) - before):
         if not _has_engine((folder / name).with_suffix(".sock")):
             (folder / name).unlink(missing_ok=True)
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A file's tests run in one process, for what they share; those of the booted machine all in the same."""
+    if _is_worker(config):
+        for item in items:
+            folder = item.path.parent.name
+            item.add_marker(pytest.mark.xdist_group(folder if folder == "systemd" else item.nodeid.partition("::")[0]))
 
 
 def _names(folder: Path) -> set[str]:
