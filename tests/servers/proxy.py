@@ -129,6 +129,12 @@ class FaultProxy:
             self.faults.append(fault)
         return fault
 
+    def remove(self, fault: Fault) -> None:
+        """Switch one fault off; whatever hangs or stalls goes on."""
+        with self._lock:
+            self.faults.remove(fault)
+        self._loop.call_soon_threadsafe(self._release)
+
     def clear(self) -> None:
         """Switch all faults off and let what hangs or stalls go on."""
         with self._lock:

@@ -11,12 +11,13 @@ from tests.servers.base import ACCESS, SECRET, Child, StorageServer, Unavailable
 
 
 class RcloneServer(StorageServer):
-    """Serves a folder (its own temporary one unless given); sub-folders are buckets."""
+    """Serves a folder (its own temporary one unless given) on a port (a free one unless given); sub-folders are
+    buckets."""
 
     name = "rclone"
 
-    def __init__(self, root: Path | None = None) -> None:
-        self._given = root
+    def __init__(self, root: Path | None = None, port: int | None = None) -> None:
+        self._given, self._port = root, port
 
     def start(self) -> None:
         program = Path(sys.executable).parent / "rclone"
@@ -25,7 +26,7 @@ class RcloneServer(StorageServer):
         self._home = Path(tempfile.mkdtemp(prefix="mdsfs-rclone-"))
         self.root = self._given or self._home / "root"
         (self.root / self.bucket).mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        self.port = self._port or free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         command = [str(program), "serve", "s3", "--config", "/dev/null", "--addr", f"127.0.0.1:{self.port}"]
         # without these three it hashes, buffers and splits every read, and is four times slower
