@@ -98,10 +98,11 @@ class StreamingDataLoader(DataLoader[Any]):
         collate = _collator(dataset)
         window = max((dataset.predownload or 0) // size, 1)
         pages = dataset.page_watch()
-        waiting: deque[NDArray[np.int64]] = deque()
-        for ids in itertools.islice(batches, window):
+        waiting = deque(itertools.islice(batches, window))
+        if waiting:
+            dataset.bring(waiting[0])
+        for ids in waiting:
             dataset.prefetch(ids)
-            waiting.append(ids)
         for number in itertools.count():
             for ids in itertools.islice(batches, 1):
                 dataset.prefetch(ids)

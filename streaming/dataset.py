@@ -278,6 +278,11 @@ class StreamingDataset(Array, SaysOfMix, SeenByTorch):
         """Have the shards of these samples fetched, in the order in which they come up; returns at once."""
         self._mix.prefetch(np.asarray(ids, np.int64))
 
+    def bring(self, ids: NDArray[np.int64]) -> None:
+        """Return when the samples with which an epoch begins are in the cache, as far as they can be."""
+        if self._hints:
+            bring(self._mix, ids)
+
     def page_watch(self) -> PageWatch:
         """For whoever iterates beside this class; see `streaming.resident`."""
         return self._mix.page_watch()
@@ -398,8 +403,8 @@ class StreamingDataset(Array, SaysOfMix, SeenByTorch):
         fetched, pages = 0, self._mix.page_watch()
         for at in range(0, len(ids), step):
             pages.have_read(step)
-            if not at and self._hints:
-                bring(self._mix, ids[: self.batch_size])
+            if not at:
+                self.bring(ids[: self.batch_size or 1])
             if at >= fetched:
                 self._mix.prefetch(ids[at + ahead : at + 2 * ahead] if at else ids[: 2 * ahead])
                 fetched = at + ahead

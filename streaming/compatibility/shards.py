@@ -18,6 +18,7 @@ from streaming.reader import Shards, schema_from_json
 from streaming.sources import PlainFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
     from streaming.mds.index import Index
@@ -90,6 +91,10 @@ class Reader(Array):
     def __len__(self) -> int:
         """Samples in the shard."""
         return self.samples
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The samples in their order."""
+        return map(self.get_item, range(self.samples))
 
     def get_raw_size(self) -> int:
         """Bytes of the shard's files as they read."""
