@@ -1,9 +1,7 @@
-"""A synchronous client of an engine: thread-safe, and aware of fork.
+"""A synchronous client of an engine: one method per operation.
 
-Any number of threads may have requests open at once. There is no background thread (it would not survive a fork):
-whichever waiting thread finds nobody at the socket receives for all. In a forked child the connection is closed; the
-child makes its own. Nothing reconnects by itself, since dataset numbers, tables and descriptors of a dead engine are
-void: `EngineUnavailableError` tells the caller to start over from `connect`.
+Dataset numbers, tables and descriptors of a dead engine are void: `EngineUnavailableError` tells the caller to start
+over from `connect`, which starts an engine where none runs.
 """
 
 from __future__ import annotations
@@ -12,26 +10,21 @@ import contextlib
 import fcntl
 import itertools
 import os
-import select
 import socket
-import threading
 import time
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from streaming.errors import (
-    EngineError,
     EngineRefusedError,
     EngineUnavailableError,
     ProtocolError,
-    ReadTimeoutError,
-    from_wire,
 )
 
 from . import messages
 from .address import prepare_runtime_directory, socket_path
 from .answers import Attached, DirectBytes, Hinted, HintedOrder, OpenedDataset, OpenedFile, Source, Wanted, hinted_order
+from .exchange import REPLY_TIMEOUT, Exchange
 from .spawn import START_TIMEOUT, EngineOptions, spawn_engine
 
 if TYPE_CHECKING:
@@ -52,7 +45,6 @@ __all__ = [
 
 # Opening may list a bucket and parse an index of a million shards; anything else is answered from memory.
 OPEN_TIMEOUT = 300.0
-REPLY_TIMEOUT = 30.0
 # The engine answers a `want` at its deadline; this long after it the engine itself is stuck.
 GRACE = 5.0
 
@@ -60,46 +52,16 @@ Range = tuple[int, int, int]
 Place = tuple[int, int, int]
 
 
-class _Pending:
-    """One open request of this process."""
-
-    __slots__ = ("fds", "reply")
-
-    def __init__(self) -> None:
-        self.reply: dict[str, Any] | None = None
-        self.fds: list[int] = []
-
-
-_clients: weakref.WeakSet[EngineClient] = weakref.WeakSet()
-
-
-def _close_in_child() -> None:
-    for client in list(_clients):
-        client._forget_connection()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
-
 class EngineClient:
     """One connection to an engine."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Takes over a connected socket; `at_socket` and `connect` are the usual doors."""
-        sock.setblocking(False)
-        self._sock: socket.socket | None = sock
-        self._ids = itertools.count(1)
-        self._pending: dict[int, _Pending] = {}
-        self._abandoned_wants: set[int] = set()
-        self._state = threading.Condition()
-        self._receiving = False
-        self._sending = threading.Lock()
+        self.exchange = Exchange(sock)
         self.engine: dict[str, Any] = {}
-        _clients.add(self)
 
     def __repr__(self) -> str:
-        state = "closed" if self._sock is None else f"engine {self.engine.get('pid')}"
-        return f"EngineClient({state}, {len(self._pending)} open requests)"
+        return f"EngineClient(engine {self.engine.get('pid')}, {self.exchange})"
 
     # ---- connecting --------------------------------------------------------------------------------------------------
 
@@ -170,46 +132,16 @@ class EngineClient:
 
     def close(self) -> None:
         """End the connection; everything claimed over it ends with it, and open requests fail."""
-        with self._state:
-            sock, self._sock = self._sock, None
-            self._state.notify_all()
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
-
-    def __del__(self) -> None:
-        # An error on the way may have kept whoever opened it from closing it. Without a shutdown: this may be a fork's
-        # child, whose parent goes on talking.
-        sock = getattr(self, "_sock", None)
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                os.close(sock.detach())
+        self.exchange.close()
 
     @property
     def closed(self) -> bool:
         """Whether the connection is gone: closed, broken, or left behind in the parent of this process."""
-        return self._sock is None
+        return self.exchange.closed
 
     def is_alive(self) -> bool:
         """Whether the engine is still at the other end, hence whether what it holds for us is still held."""
-        sock = self._sock
-        if sock is None:
-            return False
-        poll = select.poll()
-        poll.register(sock, 0)  # POLLHUP and POLLERR are always told
-        return not poll.poll(0)
-
-    def _forget_connection(self) -> None:
-        # In a forked child: drop our copy of the socket without a word to the engine, which still talks to the parent.
-        # Locks may have been held by threads that do not exist here.
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            os.close(sock.detach())
-        self._state = threading.Condition()
-        self._sending = threading.Lock()
-        self._receiving = False
-        self._pending = {}
+        return self.exchange.is_alive()
 
     def __enter__(self) -> Self:
         return self
@@ -226,7 +158,7 @@ class EngineClient:
         message: dict[str, Any] = {"op": "hello", "protocol": messages.PROTOCOL, "client": client, "pid": os.getpid()}
         if expect:
             message["expect"] = expect
-        reply, _ = self._call(message)
+        reply, _ = self.exchange.call(message)
         return reply
 
     def open(
@@ -248,7 +180,7 @@ class EngineClient:
             "validate": validate,
             "publish": publish,
         }
-        reply, _ = self._call(message, timeout)
+        reply, _ = self.exchange.call(message, timeout)
         datasets = tuple(
             OpenedDataset(**{name: each[name] for name in OpenedDataset.__slots__}) for each in reply["datasets"]
         )
@@ -256,12 +188,12 @@ class EngineClient:
 
     def attach(self, dataset: int) -> Attached:
         """The tables, the residency table and the shown index of a dataset, as descriptors to map."""
-        _, fds = self._call({"op": "attach", "dataset": dataset}, fds=(2, 3))
+        _, fds = self.exchange.call({"op": "attach", "dataset": dataset}, fds=(2, 3))
         return Attached(fds[0], fds[1], fds[2] if len(fds) > 2 else None)
 
     def file(self, dataset: int, file: int) -> OpenedFile:
         """The cache file of a file, or the source's own where it lies on a local disk."""
-        reply, fds = self._call({"op": "file", "dataset": dataset, "file": file}, fds=(1, 1))
+        reply, fds = self.exchange.call({"op": "file", "dataset": dataset, "file": file}, fds=(1, 1))
         return OpenedFile(fds[0], int(reply["size"]), bool(reply["direct"]))
 
     def want(
@@ -282,7 +214,7 @@ class EngineClient:
             "timeout": timeout,
             "touch": [*touch],
         }
-        reply, fds = self._call(message, timeout + GRACE, fds=(0, messages.MAX_FDS))
+        reply, fds = self.exchange.call(message, timeout + GRACE, fds=(0, messages.MAX_FDS))
         try:
             direct = tuple(DirectBytes(file, at, length, fds[n]) for file, at, length, n in reply.get("direct", ()))
         except (IndexError, TypeError, ValueError) as error:
@@ -292,8 +224,7 @@ class EngineClient:
 
     def ahead(self, dataset: int, ranges: Sequence[Range]) -> None:
         """Say what will be read soon, in order; returns at once. Advice: a connection that is gone loses it."""
-        with contextlib.suppress(EngineUnavailableError):
-            self._send({"op": "ahead", "dataset": dataset, "ranges": ranges}, time.monotonic() + REPLY_TIMEOUT)
+        self.exchange.tell({"op": "ahead", "dataset": dataset, "ranges": ranges})
 
     def hint(
         self, document: int, epoch: int, drop: int, places: Sequence[Place], timeout: float = REPLY_TIMEOUT
@@ -301,13 +232,13 @@ class EngineClient:
         """Say what will be read: a sealed memfd of HINT.md, the epoch that begins, samples of the whole world that are
         behind it, and the (rank here, worker, batch) that this process is about to read."""
         message = {"op": "hint", "epoch": epoch, "drop": drop, "at": places}
-        reply, fds = self._call(message, timeout, send=[document], fds=(0, 1))
+        reply, fds = self.exchange.call(message, timeout, send=[document], fds=(0, 1))
         return Hinted(int(reply["job"]), bool(reply["planned"]), hinted_order(reply, fds))
 
     def order(self, job: int, epoch: int, timeout: float) -> HintedOrder:
         """The order of an epoch of a hinted job; waits until it is computed. Raises what keeps it from that."""
         message = {"op": "order", "job": job, "epoch": epoch, "timeout": timeout}
-        reply, fds = self._call(message, timeout + GRACE, fds=(1, 1))
+        reply, fds = self.exchange.call(message, timeout + GRACE, fds=(1, 1))
         found = hinted_order(reply, fds)
         if found is None:
             raise ProtocolError("the engine's answer has no order")
@@ -316,29 +247,16 @@ class EngineClient:
     def position(self, job: int, epoch: int, places: Sequence[Place]) -> bool:
         """Say which (rank here, worker, batch) will be read next; never waits. False where nothing could be said."""
         message = {"op": "position", "job": job, "epoch": epoch, "at": places}
-        return self._send_at_once(message)
+        return self.exchange.tell_at_once(message)
 
     def retract(self, job: int) -> None:
         """Say that nothing more will be read of a job; never waits."""
-        self._send_at_once({"op": "retract", "job": job})
-
-    def _send_at_once(self, message: dict[str, Any]) -> bool:
-        sock = self._sock
-        if sock is None or not self._sending.acquire(blocking=False):
-            return False
-        try:
-            messages.send(sock, messages.encode(message), flags=socket.MSG_DONTWAIT)
-        except OSError:  # full, or gone: the next one says more
-            return False
-        finally:
-            self._sending.release()
-        return True
+        self.exchange.tell_at_once({"op": "retract", "job": job})
 
     def done(self, wanted: Wanted | int) -> None:
         """Let go of what an answered `want` holds. A connection that is gone has let go already."""
         number = wanted if isinstance(wanted, int) else wanted.id
-        with contextlib.suppress(EngineUnavailableError):
-            self._send({"op": "done", "want": number}, time.monotonic() + REPLY_TIMEOUT)
+        self.exchange.tell({"op": "done", "want": number})
 
     @contextlib.contextmanager
     def held(self, dataset: int, ranges: Sequence[Range], **options: Any) -> Iterator[Wanted]:
@@ -352,15 +270,15 @@ class EngineClient:
 
     def state(self, dataset: int, file: int) -> dict[str, Any]:
         """How much of a file is there, and how far it was verified."""
-        return self._call({"op": "state", "dataset": dataset, "file": file})[0]
+        return self.exchange.call({"op": "state", "dataset": dataset, "file": file})[0]
 
     def register(self, mountpoint: str, source: str) -> None:
         """Have a mount shown in status for as long as this connection lives."""
-        self._call({"op": "register", "mountpoint": mountpoint, "source": source})
+        self.exchange.call({"op": "register", "mountpoint": mountpoint, "source": source})
 
     def status(self, *, brief: bool = False) -> bytes:
         """The status document (JSON); `brief`: without what would have to be measured on the disk."""
-        _, fds = self._call({"op": "status", "brief": brief}, fds=(1, 1))
+        _, fds = self.exchange.call({"op": "status", "brief": brief}, fds=(1, 1))
         try:
             return os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
         finally:
@@ -373,117 +291,11 @@ class EngineClient:
 
         The descriptors are the caller's.
         """
-        return self._call({"op": op, **fields}, timeout, fds=fds)
+        return self.exchange.call({"op": op, **fields}, timeout, fds=fds)
 
     def stop(self) -> None:
         """Ask the engine to end."""
-        self._call({"op": "stop"})
-
-    # ---- requests and replies ----------------------------------------------------------------------------------------
-
-    def _call(
-        self,
-        message: dict[str, Any],
-        timeout: float = REPLY_TIMEOUT,
-        *,
-        fds: tuple[int, int] = (0, 0),
-        send: Sequence[int] = (),
-    ) -> tuple[dict[str, Any], list[int]]:
-        deadline = time.monotonic() + timeout
-        number = next(self._ids)
-        pending = self._pending[number] = _Pending()
-        try:
-            self._send({"id": number, **message}, deadline, send)
-            self._wait(pending, deadline)
-        except BaseException:
-            if message["op"] == "want":
-                self._abandoned_wants.add(number)
-            messages.close_fds(pending.fds)
-            raise
-        finally:
-            self._pending.pop(number, None)
-        reply = pending.reply
-        assert reply is not None
-        if "error" in reply or not fds[0] <= len(pending.fds) <= fds[1]:
-            messages.close_fds(pending.fds)
-            raise (
-                from_wire(reply["error"])
-                if "error" in reply
-                else ProtocolError("an answer has other descriptors than expected")
-            )
-        return reply, pending.fds
-
-    def _send(self, message: dict[str, Any], deadline: float, fds: Sequence[int] = ()) -> None:
-        packet = messages.encode(message)
-        with self._sending:
-            while True:
-                sock = self._live()
-                try:
-                    return messages.send(sock, packet, fds, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    self._poll(sock, select.POLLOUT, deadline)
-                except OSError as error:
-                    raise self._broken(error) from error
-
-    def _wait(self, pending: _Pending, deadline: float) -> None:
-        while True:
-            with self._state:
-                while self._receiving and pending.reply is None:
-                    if not self._state.wait(max(0.0, deadline - time.monotonic())):
-                        raise ReadTimeoutError("the engine does not answer in time")
-                if pending.reply is not None:
-                    return
-                self._receiving = True
-            try:
-                self._receive_one(deadline)
-            finally:
-                with self._state:
-                    self._receiving = False
-                    self._state.notify_all()
-
-    def _receive_one(self, deadline: float) -> None:
-        sock = self._live()
-        self._poll(sock, select.POLLIN, deadline)
-        try:
-            packet, fds = messages.receive(sock, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise self._broken(error) from error
-        if not packet:
-            raise self._broken(None)
-        self._dispatch(messages.decode(packet), fds)
-
-    def _dispatch(self, reply: dict[str, Any], fds: list[int]) -> None:
-        number = reply.get("id")
-        pending = self._pending.get(number) if isinstance(number, int) else None
-        if pending is not None:
-            pending.fds, pending.reply = fds, reply
-            return
-        messages.close_fds(fds)
-        if number in self._abandoned_wants:
-            # Its caller has given up; what the engine holds for it must not stay held.
-            self._abandoned_wants.discard(number)
-            if "error" not in reply:
-                self.done(int(number))
-
-    def _poll(self, sock: socket.socket, event: int, deadline: float) -> None:
-        poll = select.poll()
-        try:
-            poll.register(sock, event)
-        except (OSError, ValueError) as error:  # closed by another thread meanwhile
-            raise EngineUnavailableError("the connection to the engine is closed") from error
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise ReadTimeoutError("the engine does not answer in time")
-
-    def _live(self) -> socket.socket:
-        if self._sock is None:
-            raise EngineUnavailableError("the connection to the engine is closed")
-        return self._sock
-
-    def _broken(self, error: OSError | None) -> EngineError:
-        self.close()
-        return EngineUnavailableError(f"the engine is gone: {error.strerror if error else 'it closed the connection'}")
+        self.exchange.call({"op": "stop"})
 
 
 def _make_cache_directory(cache_dir: str | os.PathLike[str]) -> None:

@@ -269,12 +269,12 @@ def test_wrong_fields_of_a_want_are_protocol_errors(start: Start, tmp_path: Path
     ]
     for change in wrong:
         with pytest.raises(ProtocolError):
-            reader.client._call(good | change)
+            reader.client.exchange.call(good | change)
     for op in ("attach", "file", "state"):
         with pytest.raises(ProtocolError):
-            reader.client._call({"op": op, "dataset": 7, **({} if op == "attach" else {"file": 0})})
+            reader.client.exchange.call({"op": op, "dataset": 7, **({} if op == "attach" else {"file": 0})})
     with pytest.raises(ProtocolError):
-        reader.client._call({"op": "file", "dataset": reader.dataset, "file": 1})
+        reader.client.exchange.call({"op": "file", "dataset": reader.dataset, "file": 1})
     reader.client.done(12345)
     reader.check(0, 0, MIB)
     reader.close()

@@ -222,5 +222,5 @@ def test_a_hint_needs_a_sealed_descriptor(start: Start, folder: str) -> None:
             with pytest.raises(ProtocolError, match="sealed"):
                 client.hint(fd, 0, 0, [])
         with pytest.raises(ProtocolError, match="descriptors"):
-            client._call({"op": "hint", "epoch": 0, "drop": 0, "at": []})
+            client.exchange.call({"op": "hint", "epoch": 0, "drop": 0, "at": []})
         assert reader.jobs() == []

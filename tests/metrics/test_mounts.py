@@ -69,7 +69,7 @@ def test_a_report_of_nonsense_changes_nothing(start: Start, report: dict[str, ob
     """Figures that make no sense are left out; the client and the engine go on."""
     engine = start(4 * MIB)
     with engine.client() as client:
-        client._call({"op": "report", **report})
+        client.exchange.call({"op": "report", **report})
         (shown,) = (each for each in engine.status()["clients"] if each["kind"] == "reader")
     assert not {"reads_at_once", "bytes_read"} & shown.keys()
     assert engine.status()["reads"]["at_once"] == 0
@@ -79,4 +79,4 @@ def test_an_unknown_figure_is_refused(start: Start) -> None:
     """As any unknown key of a known op."""
     engine = start(4 * MIB)
     with EngineClient.connect(engine.cache) as client, pytest.raises(ProtocolError, match="unknown key"):
-        client._call({"op": "report", "colour": 1})
+        client.exchange.call({"op": "report", "colour": 1})
