@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections import deque
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from streaming.errors import CacheFullError
+from streaming.errors import CacheFullError, DatasetError
 
 from .jobs import FramesJob, Job, RangeJob, StreamJob
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .pool import FetcherPool
 
 __all__ = ["MEMORY", "Budget", "Parcel", "Passing"]
+
+log = logging.getLogger(__name__)
 
 # Of all memfds under way; the engine's own memory is small beside it.
 MEMORY = 64 << 20
@@ -182,6 +185,14 @@ class Passing:
             os.close(whole)
 
     async def _run(self, dataset: Dataset, file: int, span: ByteRange, fd: int, at: int) -> None:
+        """One job into a memfd that nobody has seen yet; once more where its bytes are wrong."""
+        try:
+            await self._run_once(dataset, file, span, fd, at)
+        except DatasetError as error:
+            log.warning("wrong bytes, fetching once more: file=%d %s", file, error, extra={"event": "wrong-bytes"})
+            await self._run_once(dataset, file, span, fd, at)
+
+    async def _run_once(self, dataset: Dataset, file: int, span: ByteRange, fd: int, at: int) -> None:
         async with self._forms.version(dataset, file) as version:
             job = self._job(dataset, file, span, at, version.etag)
             result = await self._pool.run(dataset.url, dataset.remote_options, job, fd, priority=0, on_extent=None)

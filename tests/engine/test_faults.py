@@ -85,6 +85,15 @@ def test_wrong_bytes_are_fetched_once_more(begin: Begin, proxy: FaultProxy, form
     reader.close()
 
 
+def test_wrong_bytes_that_pass_by_the_cache_are_fetched_once_more(begin: Begin, proxy: FaultProxy) -> None:
+    """Where there is no room for them the reader hears as little of it."""
+    _, reader = begin("zstd", "--verify", "shard", limit=3 * MIB, size=4 * MIB)
+    proxy.add(Fault("corrupt", match=SHARD, times=1, after=40_000))
+    reader.check(0, 0, 4096)
+    assert reader.passed == 1
+    reader.close()
+
+
 @pytest.mark.parametrize("form", ["raw", "zstd"])
 def test_bytes_that_stay_wrong_are_never_served_at_shard_level(begin: Begin, proxy: FaultProxy, form: str) -> None:
     """After the second refusal the file answers with the error at once; the others are not concerned."""
