@@ -37,6 +37,8 @@ READERS = ("pread", "pread", "mapped", "samples", "remote", "remote", "epochs", 
 # Of reads on the mount; the library's own is longer.
 READ_TIMEOUT = 10.0
 COMMAND_SECONDS = 120.0
+# How `mdsfs mount` may end while things break: the store fails, the engine is killed.
+STARTS = (5, 11)
 # An endless loop of attempts to mount is not a busy one.
 PAUSE = 0.1
 
@@ -130,7 +132,8 @@ class Mount(threading.Thread):
             self.made += 1
             self.first.set()
             return
-        if done.returncode not in (-signal.SIGKILL, 5, 10, 11):  # killed, the store, the mount's process, the engine
+        killed = done.returncode == -signal.SIGKILL or "signal 9" in done.stderr  # itself, or its child in between
+        if not killed and done.returncode not in STARTS:
             self.unexpected = f"mdsfs mount ended with {done.returncode}: {done.stderr}"
         cause = f"exit {done.returncode}: {done.stderr.strip()[:160]}"
         self.failures[cause] = self.failures.get(cause, 0) + 1
