@@ -2,8 +2,8 @@
 
 A pin is a shared lock (flock) on the cache file, held by the descriptor that the map keeps; the engine takes away only
 what it can lock exclusively. So a pin lives exactly as long as the map, and that as long as anything that looks into
-it: views that a program keeps hold their shard, and a process that is killed holds nothing. A forked child has the
-maps of its parent, and with them the pins, until it ends.
+it: views that a program keeps hold their shard, and a process that is killed holds nothing. A forked child has its
+parent's maps, and with them the pins; it lets go of those that no view of its own copy looks into.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Owns the offsets and which shards are open; where the bytes come from, and wheth
 from __future__ import annotations
 
 import mmap
+import os
 import resource
 import weakref
 from bisect import bisect_right
@@ -123,6 +124,19 @@ MEMORY = 256 << 20
 
 # Every map keeps a descriptor; half of the process's are the program's. Shared by all datasets of the process.
 _opened: deque[tuple[weakref.ref[Shards], int]] = deque()
+
+
+# Those that have pinned shards.
+_pinning: weakref.WeakSet[Shards] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """In a forked child: its parent's pins would stay until it ends. It pins what it reads itself."""
+    for shards in list(_pinning):
+        shards.unpin()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def most_open() -> int:
@@ -321,14 +335,22 @@ class Shards:
 
     def _have_pinned(self, number: int, size: int) -> None:
         """Count a shard that was pinned, and let go of the ones pinned longest ago beyond what is allowed."""
+        _pinning.add(self)
         self._pins[number] = size
         while sum(self._pins.values()) > self.folder.pinnable:
-            oldest = next(iter(self._pins))
-            del self._pins[oldest]
-            self._addresses.forget(oldest)
-            shard = self._shards[oldest]
-            shard.file.unpin()
-            self._open[oldest] = shard.bind()
+            self._unpin(next(iter(self._pins)))
+
+    def unpin(self) -> None:
+        """Let go of every shard that was pinned; what views hold, they go on holding."""
+        for number in list(self._pins):
+            self._unpin(number)
+
+    def _unpin(self, number: int) -> None:
+        del self._pins[number]
+        self._addresses.forget(number)
+        shard = self._shards[number]
+        shard.file.unpin()
+        self._open[number] = shard.bind()
 
     def _remember(self, number: int, memory: int) -> None:
         """Count a shard that takes memory, and close the oldest ones beyond what is allowed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from streaming.reader import Shards
 from .test_cached import MIB, ROOT, content, door, right, used
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = ["door"]
@@ -102,6 +103,68 @@ def test_a_shard_that_is_not_here_as_a_whole_is_copied(door: Callable[..., Door]
     assert all(right(sample, number) for number, sample in enumerate(samples))
 
 
+@contextlib.contextmanager
+def child(of: Callable[[], bool]) -> Iterator[None]:
+    """A forked child that does something, and lives while the block runs; it ends well if that was true."""
+    told, tell = os.pipe()
+    waits, end = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(end)
+        done = of()
+        os.write(tell, b"1")
+        os.read(waits, 1)
+        os._exit(not done)
+    try:
+        os.read(told, 1)
+        yield
+    finally:
+        for fd in (told, tell, waits, end):
+            os.close(fd)
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_forked_child_holds_nothing_of_its_parents(door: Callable[..., Door]) -> None:
+    """What the parent lets go of may leave while the child lives; the child reads by itself."""
+    opened = door(LIMIT, samples=SAMPLES)
+    others = EngineFolder(opened)
+    shards = Shards(reading(opened), views=True)
+    read = shards.reader()
+    pinned(read)
+    with child(lambda: not shards._pins and right(read(3), 3)):
+        assert shards._pins
+        press(others)
+        assert is_here(others)
+        shards.close(0)
+        assert leaves(others)
+
+
+def test_a_view_in_a_forked_child_stays_right(door: Callable[..., Door]) -> None:
+    """The child's copy of a view holds the shard: it shows there what it shows here, whatever is read meanwhile."""
+    opened = door(LIMIT, samples=SAMPLES)
+    others = EngineFolder(opened)
+    shards = Shards(reading(opened), views=True)
+    view = pinned(shards.reader())["x"]
+    waits, end = os.pipe()
+
+    def looks() -> bool:
+        os.close(end)
+        os.read(waits, 1)
+        return bytes(view) == content(PER_SHARD - 1)
+
+    pid = os.fork()
+    if not pid:
+        os._exit(not looks())
+    shards.close(0)
+    view.release()
+    press(others)
+    assert is_here(others)
+    os.close(end)
+    os.close(waits)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert leaves(others)
+
+
 HOLDER = """
 import sys
 sys.path.insert(0, {root!r})
@@ -150,7 +213,7 @@ def test_batches_of_views(door: Callable[..., Door], limit: int) -> None:
     """`load_batch(views=True)`: varying columns as views, fixed ones as an array; held or copied, all are right."""
     from streaming.mixing import Mix
 
-    mix = Mix.over([Shards(reading(door(limit, samples=SAMPLES)))])
+    mix = Mix.over([Shards(reading(door(limit, samples=SAMPLES)))], [("", "")])
     rng = np.random.default_rng(1)
     for _ in range(8):
         ids = rng.integers(0, SAMPLES, 64).tolist()
