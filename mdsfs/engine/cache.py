@@ -23,11 +23,11 @@ from .pins import Pins
 from .policy import ANYTHING, LeastRecentlyUsed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
-    from .policy import Incoming, Policy
+    from .policy import Change, Incoming, Policy
 
 __all__ = ["Cache", "Hold"]
 
@@ -133,6 +133,17 @@ class Cache:
                 return False
         return self.ledger.try_reserve(dataset.number, file, blocks)
 
+    async def reserve_all(self, claims: Iterable[tuple[Dataset, int, int]], incoming: Incoming) -> bool:
+        """`reserve` for blocks of several files together: all of it, or nothing."""
+        wanted: dict[FileKey, int] = {}
+        for dataset, file, blocks in claims:
+            key = (dataset.number, file)
+            wanted[key] = wanted.get(key, 0) + blocks
+        while short := self.ledger.shortfall_of_all(wanted):
+            if not await self._make_room(short, incoming):
+                return False
+        return all(self.ledger.try_reserve(*key, blocks) for key, blocks in wanted.items())
+
     async def make_free(self, blocks: int) -> bool:
         """Take away what may go until so many blocks are free; False when not enough may."""
         while self.ledger.free < blocks:
@@ -142,13 +153,28 @@ class Cache:
 
     def commit(self, dataset: Dataset, file: int, first: int, count: int) -> int:
         """Blocks whose data is in the file become resident; returns how many were not before."""
-        fresh = count - dataset.residency.count(file, first, count)
-        if fresh:
-            dataset.residency.set_blocks(file, first, count)
-            self.ledger.commit(dataset.number, file, fresh)
-        self.touch(dataset, file, first, count)
-        self.policy.arrived(dataset, file, first, count)
-        return fresh
+        fresh, error = self.commit_all([(dataset, file, first, count)])
+        if error is not None:
+            raise error
+        return fresh[0]
+
+    def commit_all(self, runs: Sequence[Change]) -> tuple[list[int], OSError | None]:
+        """The same for runs of several files; where the disk says no the rest is left out, and that is returned."""
+        found: list[int] = []
+        refused = None
+        for dataset, file, first, count in runs:
+            fresh = count - dataset.residency.count(file, first, count)
+            if fresh:
+                try:
+                    dataset.residency.set_blocks(file, first, count)
+                except OSError as error:
+                    refused = error
+                    break
+                self.ledger.commit(dataset.number, file, fresh)
+            self.touch(dataset, file, first, count)
+            found.append(fresh)
+        self.policy.arrived(runs[: len(found)])
+        return found, refused
 
     # ---- taking away -------------------------------------------------------------------------------------------------
 
@@ -242,6 +268,7 @@ class Cache:
     async def _evict(self, victims: list[_Victim]) -> None:
         for victim in victims:
             self._begin(victim)
+        self._gone_from(victims)
         self._evicting += 1
         try:
             # Shielded: what has lost its bits must either go or get them back.
@@ -258,11 +285,15 @@ class Cache:
         dataset.begin_change(file)
         for first, count in victim.runs:
             dataset.residency.clear_blocks(file, first, count)
-            self.policy.gone(dataset, file, first, count)
         dataset.working(file).busy.update(dict.fromkeys(victim.cells, trio.Event()))
-        for chunk in victim.chunks:
-            if not dataset.residency.count(file, *dataset.chunk_run(file, chunk[2])):
-                self.policy.forget(chunk)
+
+    def _gone_from(self, victims: list[_Victim]) -> None:
+        self.policy.gone([(victim.dataset, victim.file, *run) for victim in victims for run in victim.runs])
+        for victim in victims:
+            dataset, file = victim.dataset, victim.file
+            for chunk in victim.chunks:
+                if not dataset.residency.count(file, *dataset.chunk_run(file, chunk[2])):
+                    self.policy.forget(chunk)
 
     def _end(self, victim: _Victim, *, gone: bool) -> None:
         dataset, file = victim.dataset, victim.file
@@ -276,7 +307,7 @@ class Cache:
             for first, count in victim.runs:
                 dataset.residency.set_blocks(file, first, count)
                 self.touch(dataset, file, first, count)
-                self.policy.arrived(dataset, file, first, count)
+            self.policy.arrived([(dataset, file, *run) for run in victim.runs])
             self._pinned[dataset.number, file] = (trio.current_time() + PINNED_FOR, victim.blocks)
         if not self.ledger.resident_of(dataset.number, file):
             self.policy.forget_file((dataset.number, file))
@@ -318,7 +349,7 @@ class Cache:
         present = dataset.residency.count(file, first, count)
         dataset.begin_change(file)
         dataset.residency.clear_blocks(file, first, count)
-        self.policy.gone(dataset, file, first, count)
+        self.policy.gone([(dataset, file, first, count)])
         dataset.end_change(file)
         dataset.rest(file)
         self.ledger.commit(dataset.number, file, -present)
@@ -353,7 +384,7 @@ class Cache:
         """
         with self._taking_away(dataset, file):
             dataset.residency.clear_file(file)
-            self.policy.gone(dataset, file, 0, dataset.blocks(file))
+            self.policy.gone([(dataset, file, 0, dataset.blocks(file))])
             with trio.CancelScope(shield=True):
                 if not await trio.to_thread.run_sync(dataset.folder.drop_file, file):
                     await trio.to_thread.run_sync(_scrub_all, dataset, file, [(0, dataset.blocks(file))])
@@ -373,7 +404,7 @@ class Cache:
                     return
             if await trio.to_thread.run_sync(dataset.folder.drop_file, file):
                 dataset.residency.clear_file(file)
-                self.policy.gone(dataset, file, 0, dataset.blocks(file))
+                self.policy.gone([(dataset, file, 0, dataset.blocks(file))])
                 self.ledger.release(dataset.number, file, self.ledger.resident_of(dataset.number, file))
             else:
                 runs = dataset.missing(file, 0, dataset.blocks(file))

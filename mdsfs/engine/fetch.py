@@ -8,7 +8,7 @@ object, stored and raw.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never
 
 from streaming.engine.residency import BLOCK
 from streaming.errors import DatasetError, MissingDependencyError, ShardCorruptError
@@ -16,7 +16,7 @@ from streaming.mds.compression import open_decompressor
 from streaming.mds.hashing import Hash, new_hash
 from streaming.mds.seekable import TAIL_SIZE, SeekTable, decompress_frame, table_size
 
-from .jobs import SMALL, FramesJob, HashJob, Job, JobResult, Piece, ProbeJob, RangeJob, StreamJob
+from .jobs import SMALL, FramesJob, HashJob, JobResult, Piece, ProbeJob, RangeJob, SingleJob, StreamJob
 from .parts import ObjectParts, fill
 
 if TYPE_CHECKING:
@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 
     from streaming.remote import Remote
 
+    from .jobs import Frame
     from .parts import Helpers
     from .sink import Sink
 
-__all__ = ["PIECE", "Desk", "do"]
+__all__ = ["PIECE", "Desk", "do", "write_frames"]
 
 # Large enough that a call costs nothing beside its bytes, small enough for them to be in the L2 cache when written.
 PIECE = 512 << 10
+
+
+class _Writable(Protocol):
+    def write(self, data: memoryview, at: int) -> None: ...
 
 
 class Desk:
@@ -53,7 +58,7 @@ class Done:
     table: bytes | None = None
 
 
-def do(job: Job, remote: Remote | None, sink: Sink, desk: Desk) -> Done:
+def do(job: SingleJob, remote: Remote | None, sink: Sink, desk: Desk) -> Done:
     """Do a job. Raises an error of streaming.errors that names the object, or CancelledError once fenced."""
     try:
         if isinstance(job, HashJob):
@@ -96,11 +101,8 @@ def _frames(job: FramesJob, remote: Remote, sink: Sink, desk: Desk) -> JobResult
     if not job.frames:
         _patch(job, sink, 0, None)
         return JobResult(etag=job.etag, size=job.size)
-    start, stop = job.frames[0].zip_off, job.frames[-1].zip_off + job.frames[-1].zip_len
-    low, high = job.frames[0].raw_off, job.frames[-1].raw_off + job.frames[-1].raw_len
-    clip = job.clip or (0, high)
-    edges = _Edges(low, high, clip)
-    _patch(job, sink, 0, low)
+    start, stop = job.stored_range
+    writing = _Frames(job, sink)
     with remote.open_range(job.key, start, stop, etag=job.etag, size=job.size) as reader, sink.watching(reader):
         for number, frame in enumerate(job.frames):
             stored = desk.stored if frame.zip_len <= len(desk.stored) else memoryview(bytearray(frame.zip_len))
@@ -108,14 +110,44 @@ def _frames(job: FramesJob, remote: Remote, sink: Sink, desk: Desk) -> JobResult
                 raise ShardCorruptError(f"the store ended inside the frame at {frame.zip_off}")
             if job.etag is None and not number:
                 sink.seen(reader.etag)
-            raw = memoryview(decompress_frame(stored[: frame.zip_len], frame.raw_len, frame.checksum))
-            _write_clipped(sink, raw, frame.raw_off, clip, job.at_shift)
-            edges.see(raw, frame.raw_off)
-        _patch(job, sink, low, None)
-        return JobResult(etag=reader.etag, size=reader.size, bytes=stop - start, edges=edges.found())
+            writing.take(frame, stored[: frame.zip_len])
+        return JobResult(etag=reader.etag, size=reader.size, bytes=stop - start, edges=writing.end())
 
 
-def _patch(job: FramesJob, sink: Sink, low: int, high: int | None) -> None:
+def write_frames(job: FramesJob, stored: memoryview, sink: _Writable) -> tuple[Piece, ...]:
+    """All that a job asks for, from the stored bytes of its frames; the result are their edges."""
+    if not job.frames:
+        _patch(job, sink, 0, None)
+        return ()
+    writing, start = _Frames(job, sink), job.stored_range[0]
+    for frame in job.frames:
+        writing.take(frame, stored[frame.zip_off - start : frame.zip_off - start + frame.zip_len])
+    return writing.end()
+
+
+class _Frames:
+    """The writing of a job's frames, one after another, and of the patches around them."""
+
+    def __init__(self, job: FramesJob, sink: _Writable) -> None:
+        self._job, self._sink = job, sink
+        self._low, high = job.frames[0].raw_off, job.frames[-1].raw_off + job.frames[-1].raw_len
+        self._clip = job.clip or (0, high)
+        self._edges = _Edges(self._low, high, self._clip)
+        _patch(job, sink, 0, self._low)
+
+    def take(self, frame: Frame, stored: memoryview) -> None:
+        """The next frame."""
+        raw = memoryview(decompress_frame(stored, frame.raw_len, frame.checksum))
+        _write_clipped(self._sink, raw, frame.raw_off, self._clip, self._job.at_shift)
+        self._edges.see(raw, frame.raw_off)
+
+    def end(self) -> tuple[Piece, ...]:
+        """After the last one: what they hold of blocks that they share with others."""
+        _patch(self._job, self._sink, self._low, None)
+        return self._edges.found()
+
+
+def _patch(job: FramesJob, sink: _Writable, low: int, high: int | None) -> None:
     """Write the patches that begin in a range of the file."""
     for at, data in job.patches:
         if low <= at and (high is None or at < high):
@@ -145,7 +177,7 @@ class _Edges:
         return tuple((begin, bytes(found)) for (begin, _), found in zip(self._ranges, self._found, strict=True))
 
 
-def _write_clipped(sink: Sink, data: memoryview, at: int, clip: tuple[int, int], shift: int) -> None:
+def _write_clipped(sink: _Writable, data: memoryview, at: int, clip: tuple[int, int], shift: int) -> None:
     begin, end = max(at, clip[0]), min(at + len(data), clip[1])
     if begin < end:
         sink.write(data[begin - at : end - at], begin - shift)

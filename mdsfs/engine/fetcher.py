@@ -27,13 +27,16 @@ from streaming.remote import RemoteOptions, open_remote
 
 from .child import die_with_parent
 from .fetch import Desk, Done, do
-from .jobs import SMALL_THREADS, HashJob, Job, is_small, job_from_wire, pieces_to_wire
+from .groups import GroupSink, do_group
+from .jobs import GROUP_THREADS, SMALL_THREADS, GroupJob, HashJob, Job, job_from_wire, kind_of, pieces_to_wire
 from .parts import Helpers
 from .sink import CancelledError, Sink
-from .wire import memfd_of, pack, unpack
+from .wire import MOST_FDS, memfd_of, pack, unpack
 
 if TYPE_CHECKING:
     from streaming.remote import Remote
+
+    from .groups import Told
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class _Remotes:
 class _Task:
     """One job in this process."""
 
-    def __init__(self, number: int, url: str, options: dict[str, Any], job: Job, sink: Sink) -> None:
+    def __init__(self, number: int, url: str, options: dict[str, Any], job: Job, sink: Sink | GroupSink) -> None:
         self.number = number
         self.url = url
         self.options = options
@@ -75,8 +78,8 @@ class Fetcher:
     def __init__(self, sock: socket.socket, threads: int, part_size: int) -> None:
         self._sock = sock
         self._remotes = _Remotes()
-        self._todo: tuple[queue.SimpleQueue[_Task], ...] = queue.SimpleQueue(), queue.SimpleQueue()
-        """Large jobs, and small ones."""
+        self._todo: tuple[queue.SimpleQueue[_Task], ...] = tuple(queue.SimpleQueue() for _ in range(3))
+        """Large jobs, small ones, and groups."""
         self._tasks: dict[int, _Task] = {}
         self._lock = threading.Lock()
         self._ending = threading.Lock()
@@ -85,32 +88,34 @@ class Fetcher:
             small = number >= threads
             work = self._todo[small], Desk(helpers, small=small)
             threading.Thread(target=self._work, args=work, name=f"job-{number}", daemon=True).start()
+        for number in range(threads * GROUP_THREADS):
+            threading.Thread(target=self._work_on_groups, name=f"group-{number}", daemon=True).start()
 
     def serve(self) -> None:
         """Take requests until the engine is gone."""
         while True:
-            packet, fds = messages.receive(self._sock)
+            packet, fds = messages.receive(self._sock, most=MOST_FDS)
             if not packet:
                 return
             message, fds = unpack(packet, fds)
             if message["op"] == "run":
-                self._take(message, fds[0] if fds else -1)
+                self._take(message, fds)
             elif message["op"] == "prepare":
                 threading.Thread(target=self._prepare, args=(message["url"], message["options"]), daemon=True).start()
             else:
                 self._cancel(int(message["id"]))
 
-    def _take(self, message: dict[str, Any], fd: int) -> None:
-        number = int(message["id"])
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        number, job = int(message["id"]), job_from_wire(message["job"])
 
         def report(extents: list[tuple[int, int]], etag: str | None) -> None:
             self._tell({"id": number, "extents": extents} | ({"etag": etag} if etag else {}))
 
-        sink = Sink(fd, report)
-        task = _Task(number, message["url"], message["options"], job_from_wire(message["job"]), sink)
+        sink = GroupSink(fds) if isinstance(job, GroupJob) else Sink(fds[0] if fds else -1, report)
+        task = _Task(number, message["url"], message["options"], job, sink)
         with self._lock:
             self._tasks[number] = task
-        self._todo[is_small(task.job)].put(task)
+        self._todo[kind_of(job)].put(task)
 
     def _cancel(self, number: int) -> None:
         with self._lock:
@@ -129,18 +134,41 @@ class Fetcher:
         while True:
             task = todo.get()
             done, error = self._attempt(task, desk)
+            assert isinstance(task.sink, Sink)
             extents, etag = task.sink.rest()
-            task.sink.close()
-            with self._lock:
-                del self._tasks[task.number]
-            message: dict[str, Any] = {"id": task.number, "extents": extents} | ({"etag": etag} if etag else {})
             fds = [memfd_of("seek table", done.table)] if done and done.table is not None else []
-            # Totals must not go backwards on their way to the engine.
-            with self._ending:
-                end = _result(done) if done else {"error": to_wire(error or CancelledError("cancelled"))}
-                self._tell(message | {"end": end, "totals": self._remotes.totals()}, fds)
+            end = _result(done) if done else {"error": to_wire(error or CancelledError("cancelled"))}
+            self._end(task, {"extents": extents, "end": end} | ({"etag": etag} if etag else {}), fds)
+
+    def _end(self, task: _Task, said: dict[str, Any], fds: list[int] | None = None) -> None:
+        task.sink.close()
+        with self._lock:
+            del self._tasks[task.number]
+        # Totals must not go backwards on their way to the engine.
+        with self._ending:
+            self._tell({"id": task.number, "totals": self._remotes.totals()} | said, fds)
+
+    def _work_on_groups(self) -> None:
+        while True:
+            task = self._todo[2].get()
+
+            def report(told: Told, number: int = task.number) -> None:
+                self._tell({"id": number, "parts": told})
+
+            assert isinstance(task.job, GroupJob)
+            assert isinstance(task.sink, GroupSink)
+            end: dict[str, Any] = {"parts": [], "bytes": 0, "quickest": None}
+            try:
+                end = do_group(task.job, self._remotes.get(task.url, task.options), task.sink, report)
+            except (StreamingError, CancelledError) as error:
+                log.debug("a group of %d parts ended early: %s", len(task.job.parts), error)
+            except Exception:
+                log.exception("a group of %d parts failed", len(task.job.parts))
+            self._end(task, {"parts": end.pop("parts"), "end": end})
 
     def _attempt(self, task: _Task, desk: Desk) -> tuple[Done | None, Exception | None]:
+        assert not isinstance(task.job, GroupJob)
+        assert isinstance(task.sink, Sink)
         try:
             if task.sink.fenced:
                 raise CancelledError

@@ -171,6 +171,12 @@ class Flight:
         self.frontier = self.stop
         self._publish(self.start)
 
+    def arrived(self, fresh: int) -> None:
+        """All of it has become resident together with others; so many blocks were not before."""
+        self.frontier = self.stop
+        self.reserved -= fresh
+        self._tell_waiters(self.first, self.first + self.count)
+
     def _publish(self, before: int) -> None:
         first = before // BLOCK
         whole = self.frontier >= self.stop
@@ -178,6 +184,9 @@ class Flight:
         if end <= first:
             return
         self.reserved -= self._on_arrival(first, end - first)
+        self._tell_waiters(first, end)
+
+    def _tell_waiters(self, first: int, end: int) -> None:
         work = self.dataset.work[self.file]
         for waiter in list(work.waiters):
             waiter.arrived(self.dataset, self.file, first * BLOCK, min(end * BLOCK, self.stop))

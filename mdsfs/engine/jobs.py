@@ -19,19 +19,27 @@ if TYPE_CHECKING:
     from streaming.mds.seekable import SeekTable
 
 __all__ = [
+    "GROUP_BYTES",
+    "GROUP_PARTS",
+    "GROUP_THREADS",
+    "SMALL",
     "SMALL_THREADS",
     "Frame",
     "FramesJob",
+    "GroupJob",
     "HashJob",
     "Job",
     "JobResult",
+    "Part",
     "Piece",
     "ProbeJob",
     "RangeJob",
+    "SingleJob",
     "StreamJob",
     "is_small",
     "job_from_wire",
     "job_to_wire",
+    "kind_of",
     "object_of",
     "pieces_from_wire",
     "pieces_to_wire",
@@ -40,6 +48,11 @@ __all__ = [
 # A job of so few bytes waits for its answer most of the time: each thread for large jobs has so many for small ones.
 SMALL = 128 << 10
 SMALL_THREADS = 8
+# ... and two for groups of small ones, which wait for many answers at once: one of the two is kept for what somebody
+# waits for.
+GROUP_THREADS = 2
+GROUP_PARTS = 64
+GROUP_BYTES = 1 << 20
 
 Clip = tuple[int, int]
 Piece = tuple[int, bytes]
@@ -60,6 +73,11 @@ class RangeJob:
     at: int
     size: int | None = None
 
+    @property
+    def stored_range(self) -> tuple[int, int]:
+        """The bytes of the object that it asks for."""
+        return self.start, self.stop
+
 
 @dataclass(frozen=True, slots=True)
 class FramesJob:
@@ -79,6 +97,13 @@ class FramesJob:
     at_shift: int = 0
     size: int | None = None
     patches: tuple[Piece, ...] = ()
+
+    @property
+    def stored_range(self) -> tuple[int, int]:
+        """The bytes of the object that it asks for."""
+        if not self.frames:
+            return 0, 0
+        return self.frames[0].zip_off, self.frames[-1].zip_off + self.frames[-1].zip_len
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +150,28 @@ class HashJob:
     key: str = ""
 
 
-Job = RangeJob | FramesJob | StreamJob | ProbeJob | HashJob
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One job of a group: for which of the group's descriptors, and the number that reports name it by."""
+
+    number: int
+    file: int
+    job: RangeJob | FramesJob
+
+
+@dataclass(frozen=True, slots=True)
+class GroupJob:
+    """Small jobs, each of a known version of its object, to be done beside each other.
+
+    Their files' descriptors travel beside it. Parts are reported as they are written; those that could not be brought
+    at the first attempt are not, and nothing is said of why.
+    """
+
+    parts: tuple[Part, ...]
+
+
+SingleJob = RangeJob | FramesJob | StreamJob | ProbeJob | HashJob
+Job = SingleJob | GroupJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +181,8 @@ class JobResult:
     `etag` and `size` are the object's (None where the store does not say). `bytes` were received from the store.
     `requests`, `retries` and `errors` are what the fetcher counted since its previous report: right in the sum over
     all jobs, roughly for one. `hashes_ok`: None when there was nothing to compare; a StreamJob whose hash differs is an
-    error, a HashJob's False is its answer. `own_hash` is `name:hexdigest`.
+    error, a HashJob's False is its answer. `own_hash` is `name:hexdigest`. `quickest`: seconds that the part of a group
+    took that took least.
     """
 
     etag: str | None = None
@@ -148,6 +195,7 @@ class JobResult:
     own_hash: str | None = None
     seek_table: SeekTable | None = None
     edges: tuple[Piece, ...] = ()
+    quickest: float | None = None
 
 
 _KINDS: dict[str, type[Job]] = {
@@ -156,6 +204,7 @@ _KINDS: dict[str, type[Job]] = {
     "stream": StreamJob,
     "probe": ProbeJob,
     "hash": HashJob,
+    "group": GroupJob,
 }
 _NAMES = {cls: name for name, cls in _KINDS.items()}
 
@@ -171,8 +220,15 @@ def is_small(job: Job) -> bool:
             return isinstance(job, ProbeJob)
 
 
+def kind_of(job: Job) -> int:
+    """Which of the three kinds of threads does the job: 0 for large ones, 1 for small ones, 2 for groups."""
+    return 2 if isinstance(job, GroupJob) else int(is_small(job))
+
+
 def job_to_wire(job: Job) -> dict[str, Any]:
     """The job as JSON can carry it."""
+    if isinstance(job, GroupJob):
+        return _group_to_wire(job)
     fields = {each.name: getattr(job, each.name) for each in dataclasses.fields(job)}
     if "patches" in fields:
         fields["patches"] = pieces_to_wire(fields["patches"])
@@ -181,6 +237,8 @@ def job_to_wire(job: Job) -> dict[str, Any]:
 
 def job_from_wire(wire: Mapping[str, Any]) -> Job:
     """The job that `job_to_wire` described."""
+    if wire["kind"] == "group":
+        return _group_from_wire(wire)
     fields = dict(wire)
     cls = _KINDS[fields.pop("kind")]
     if "frames" in fields:
@@ -190,6 +248,36 @@ def job_from_wire(wire: Mapping[str, Any]) -> Job:
     if fields.get("clip") is not None:
         fields["clip"] = tuple(fields["clip"])
     return cls(**fields)
+
+
+def _group_to_wire(job: GroupJob) -> dict[str, Any]:
+    # Many parts are of the same few objects, and there are thousands a second: names of fields would be most of it.
+    objects: dict[tuple[str, str | None, int | None], int] = {}
+    parts: list[tuple[Any, ...]] = []
+    for each in job.parts:
+        found = each.job
+        place = each.number, each.file, objects.setdefault((found.key, found.etag, found.size), len(objects))
+        if isinstance(found, FramesJob):
+            parts.append((*place, found.clip, found.at_shift, found.frames, pieces_to_wire(found.patches)))
+        else:
+            parts.append((*place, found.start, found.stop, found.at))
+    return {"kind": "group", "objects": list(objects), "parts": parts}
+
+
+def _group_from_wire(wire: Mapping[str, Any]) -> GroupJob:
+    parts = []
+    for number, file, which, *rest in wire["parts"]:
+        key, etag, size = wire["objects"][which]
+        job: RangeJob | FramesJob
+        if len(rest) == 3:
+            start, stop, at = rest
+            job = RangeJob(key, etag, start, stop, at, size)
+        else:
+            clip, shift, frames, patches = rest
+            found = tuple(Frame(*each) for each in frames)
+            job = FramesJob(key, etag, found, tuple(clip) if clip else None, shift, size, pieces_from_wire(patches))
+        parts.append(Part(number, file, job))
+    return GroupJob(tuple(parts))
 
 
 def pieces_to_wire(pieces: Iterable[Piece]) -> list[tuple[int, str]]:
@@ -203,5 +291,5 @@ def pieces_from_wire(wire: Iterable[tuple[int, str]]) -> tuple[Piece, ...]:
 
 
 def object_of(job: Job) -> str | None:
-    """The key of the object that a job may get stuck on; None for a job without a remote."""
-    return None if isinstance(job, HashJob) else job.key
+    """The key of the object that a job may get stuck on; None for a job without a remote, or of several objects."""
+    return None if isinstance(job, HashJob | GroupJob) else job.key

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -171,6 +171,16 @@ class Ledger:
         n = int(accounts.resident[file]) + accounts.reserved.get(file, 0)
         pages = int(accounts.pages[file])
         return max(0, charge(n + blocks, pages) - charge(n, pages) - self.free)
+
+    def shortfall_of_all(self, claims: Mapping[FileKey, int]) -> int:
+        """The same for blocks of several files together."""
+        needed = 0
+        for (dataset, file), blocks in claims.items():
+            accounts = self._accounts[dataset]
+            n = int(accounts.resident[file]) + accounts.reserved.get(file, 0)
+            pages = int(accounts.pages[file])
+            needed += charge(n + blocks, pages) - charge(n, pages)
+        return max(0, needed - self.free)
 
     def try_reserve(self, dataset: int, file: int, blocks: int) -> bool:
         """Claim room for blocks about to be fetched; False, and nothing changed, when there is none."""

@@ -39,13 +39,18 @@ class LinkMeter:
             self._since = now
         self._running += 1
 
-    def ended(self, now: float, seconds: float, received: int) -> None:
-        """It is over after so long, and so much was received; nothing where it failed."""
+    def ended(self, now: float, seconds: float, received: int, quickest: float | None = None) -> None:
+        """It is over after so long, and so much was received; nothing where it failed.
+
+        `quickest`: seconds that the quickest of its parts took, where there were several.
+        """
         self._running -= 1
         self._busy += now - self._since
         self._since = now
         self._bytes += received
-        if 0 < received <= SMALL:
+        if quickest is not None:
+            self._latencies.append(quickest)
+        elif 0 < received <= SMALL:
             self._latencies.append(seconds)
         if self._busy >= STRETCH:
             self._rates.append(self._bytes / self._busy)

@@ -25,7 +25,7 @@ from streaming.mds.layout import read_offsets
 from .policy import ANYTHING, Incoming, LeastRecentlyUsed, Victim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
+    from .policy import Change
 
 __all__ = ["PlannedDataset", "PlannedPolicy", "advice"]
 
@@ -169,6 +170,13 @@ def _blocks(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return -(-sizes // BLOCK) * BLOCK
 
 
+def _expanded(runs: list[tuple[int, int]]) -> NDArray[np.int64]:
+    """Each number of these runs, once."""
+    if len(runs) == 1:
+        return np.arange(*runs[0], dtype=np.int64)
+    return np.unique(np.concatenate([np.arange(first, stop, dtype=np.int64) for first, stop in runs]))
+
+
 def _read(dataset: Dataset, file: int, length: int) -> bytes:
     fd = dataset.folder.read_fd(file)
     try:
@@ -230,29 +238,38 @@ class PlannedPolicy:
         return self._of(chunk[0]).is_recent(chunk)
 
     @advice
-    def arrived(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+    def arrived(self, runs: Sequence[Change]) -> None:
         """See `Policy`."""
-        planned = self.datasets.get(dataset.number)
-        if planned is None or (shard := planned.shard_of(file)) < 0:
-            return
-        self.planner.holds(dataset.number, shard, planned.held(shard))
-        if planned.shape.whole[shard]:
-            return
-        state = self.planner.dataset(dataset.number)
-        if state.heads[shard] != HERE and planned.offsets(shard) is not None:
+        here: dict[int, list[tuple[int, int]]] = {}
+        for dataset, file, first, count in runs:
+            planned = self.datasets.get(dataset.number)
+            if planned is None or (shard := planned.shard_of(file)) < 0:
+                continue
+            self.planner.holds(dataset.number, shard, planned.held(shard))
+            if not planned.shape.whole[shard]:
+                here.setdefault(dataset.number, []).extend(self._complete(planned, shard, file, (first, count)))
+        for number, found in here.items():
+            if found:
+                self.planner.arrived_all(number, _expanded(found))
+
+    def _complete(self, planned: PlannedDataset, shard: int, file: int, run: Run) -> Iterator[tuple[int, int]]:
+        """Runs of samples of the dataset that are here, now that some blocks are."""
+        dataset = planned.dataset
+        if self.planner.dataset(dataset.number).heads[shard] != HERE and planned.offsets(shard) is not None:
             if not dataset.is_resident(file, 0, planned.shape.head_bytes(shard)):
                 return
             self.planner.head_arrived(dataset.number, shard)
-            first, count = 0, dataset.blocks(file)  # what came before its head did
-            for begin, many in dataset.residency.runs(file, first, count, present=True):
-                self._samples_arrived(planned, shard, file, begin, many)
-            return
-        self._samples_arrived(planned, shard, file, first, count)
+            # what came before its head did
+            for each in dataset.residency.runs(file, 0, dataset.blocks(file), present=True):
+                yield from self._samples_of(planned, shard, file, each)
+        else:
+            yield from self._samples_of(planned, shard, file, run)
 
-    def _samples_arrived(self, planned: PlannedDataset, shard: int, file: int, first: int, count: int) -> None:
+    def _samples_of(self, planned: PlannedDataset, shard: int, file: int, run: Run) -> Iterator[tuple[int, int]]:
         offsets = planned.offsets(shard)
         if offsets is None:
             return
+        first, count = run
         low, high = planned.samples_in(offsets, first, count)
 
         def is_here(index: int) -> bool:
@@ -266,26 +283,36 @@ class PlannedPolicy:
             high -= 1
         if low < high:
             base = int(planned.shape.first[shard])
-            self.planner.arrived(planned.dataset.number, base + low, base + high)
+            yield base + low, base + high
 
     @advice
-    def gone(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+    def gone(self, runs: Sequence[Change]) -> None:
         """See `Policy`."""
-        planned = self.datasets.get(dataset.number)
-        if planned is None or (shard := planned.shard_of(file)) < 0:
-            return
-        self.planner.holds(dataset.number, shard, planned.held(shard))
-        low = high = base = int(planned.shape.first[shard])
-        if not planned.shape.whole[shard]:
-            offsets = planned.offsets(shard)
-            if first * BLOCK < planned.shape.head_bytes(shard):
-                self.planner.head_gone(dataset.number, shard)
-                planned.forget(shard)
-            if offsets is None:
-                high = int(planned.shape.first[shard + 1])
-            else:
-                low, high = (base + each for each in planned.samples_in(offsets, first, count))
-        self.planner.gone(dataset.number, low, high, count * BLOCK)
+        lost: dict[int, list[tuple[int, int]]] = {}
+        sizes: dict[int, int] = {}
+        for dataset, file, first, count in runs:
+            planned = self.datasets.get(dataset.number)
+            if planned is None or (shard := planned.shard_of(file)) < 0:
+                continue
+            self.planner.holds(dataset.number, shard, planned.held(shard))
+            lost.setdefault(dataset.number, []).append(self._touched(planned, shard, (first, count)))
+            sizes[dataset.number] = sizes.get(dataset.number, 0) + count * BLOCK
+        for number, found in lost.items():
+            self.planner.gone_all(number, _expanded(found), sizes[number])
+
+    def _touched(self, planned: PlannedDataset, shard: int, run: Run) -> tuple[int, int]:
+        """Samples of the dataset, from one to before another, that have something in blocks that are gone."""
+        base = int(planned.shape.first[shard])
+        if planned.shape.whole[shard]:
+            return base, base
+        offsets = planned.offsets(shard)
+        if run[0] * BLOCK < planned.shape.head_bytes(shard):
+            self.planner.head_gone(planned.dataset.number, shard)
+            planned.forget(shard)
+        if offsets is None:
+            return base, int(planned.shape.first[shard + 1])
+        low, high = planned.samples_in(offsets, *run)
+        return base + low, base + high
 
     # ---- what the cache asks -----------------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 LEAST_IN_FLIGHT = 4 << 20
 MOST_IN_FLIGHT = 256 << 20
 SHARE = 8
+# ... of which so large a part may be missing before more is asked for.
+REFILL = 4
 # Each decision looks at every job's next uses: more jobs than any host has would make all of them slow.
 MOST_JOBS = 32
 # Orders that are sorted at the same time: each takes some bytes of memory per sample meanwhile.
@@ -220,7 +222,7 @@ class Planning:
             if found is not None:
                 planned.keep(shard, found)
             for first, count in dataset.residency.extents(file):
-                self.policy.arrived(dataset, file, first, count)
+                self.policy.arrived([(dataset, file, first, count)])
         self._work.set()
 
     def _set_capacity(self) -> None:
@@ -253,8 +255,10 @@ class Planning:
 
     @advice
     def _pump(self) -> None:
-        wanted = self._target() - self._fills.in_flight * BLOCK
-        if wanted <= 0 or len(self._under) >= self._fills.pool.most_running:
+        target = self._target()
+        wanted = target - self._fills.in_flight * BLOCK
+        # small fetches are cheap by the dozen: what is missing is asked for when it is worth it
+        if wanted <= target // REFILL or len(self._under) >= self._fills.pool.most_running:
             return
         for fetch in self.planner.fetches(self._free(), wanted):
             self._launch(fetch)
@@ -329,7 +333,7 @@ class Planning:
             self._launched.update(flights)
             if not flights:
                 first = start // BLOCK
-                self.policy.arrived(dataset, file, first, -(-stop // BLOCK) - first)
+                self.policy.arrived([(dataset, file, first, -(-stop // BLOCK) - first)])
         self._part_ended(under)
 
     def _part_ended(self, under: _Under) -> None:

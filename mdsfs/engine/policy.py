@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
 
-__all__ = ["ANYTHING", "Incoming", "LeastRecentlyUsed", "Policy", "Victim"]
+__all__ = ["ANYTHING", "Change", "Incoming", "LeastRecentlyUsed", "Policy", "Victim"]
 
 
 class Incoming(NamedTuple):
@@ -36,6 +36,10 @@ class Victim(NamedTuple):
     run: Run | None = None
 
 
+Change = tuple["Dataset", int, int, int]
+"""Blocks of a file that have come or gone: dataset, file, first block, number of blocks."""
+
+
 class Policy(Protocol):
     """Obligations: `victims` changes nothing that anybody can see; its order may be stale after the next call of any
     other method; it yields everything that was touched or adopted and not forgotten, except what must stay for
@@ -49,11 +53,11 @@ class Policy(Protocol):
         """The chunk was read, or filled for somebody who will read it."""
         ...
 
-    def arrived(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+    def arrived(self, runs: Sequence[Change]) -> None:
         """These blocks are resident."""
         ...
 
-    def gone(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+    def gone(self, runs: Sequence[Change]) -> None:
         """These blocks are not resident any more."""
         ...
 
@@ -94,10 +98,10 @@ class LeastRecentlyUsed:
         self._chunks.pop(chunk, None)
         self._chunks[chunk] = None
 
-    def arrived(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+    def arrived(self, runs: Sequence[Change]) -> None:
         """See `Policy`: what arrives was touched as well."""
 
-    def gone(self, dataset: Dataset, file: int, first: int, count: int) -> None:
+    def gone(self, runs: Sequence[Change]) -> None:
         """See `Policy`: chunks of which nothing is left are forgotten as well."""
 
     def forget(self, chunk: Chunk) -> None:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
-import os
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,17 +23,31 @@ from streaming.engine import messages
 from streaming.errors import EngineError, StreamingError, from_wire
 from streaming.mds.seekable import SeekTable
 
-from .child import environment
 from .dispatch import Dispatcher
+from .fetcherchild import NOTHING, FetcherChild
 from .health import Health
-from .jobs import SMALL_THREADS, HashJob, Job, JobResult, ProbeJob, is_small, job_to_wire, object_of, pieces_from_wire
+from .jobs import (
+    GROUP_PARTS,
+    GROUP_THREADS,
+    SMALL_THREADS,
+    GroupJob,
+    Job,
+    JobResult,
+    ProbeJob,
+    object_of,
+    pieces_from_wire,
+)
 from .linkmeter import LinkMeter
-from .wire import pack, read_all, unpack
+from .ticket import MAX_LIVES, Ticket
+from .wire import read_all, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streaming.remote import RemoteOptions
+
+    from .fetcherchild import Totals
+    from .ticket import Told
 
 __all__ = ["AHEAD", "DEFAULT_PART_SIZE", "DEFAULT_THREADS", "DEMAND", "FetcherPool", "PoolStatistics"]
 
@@ -46,8 +57,6 @@ DEMAND, AHEAD = 0, 1
 DEFAULT_THREADS = 8
 # Ranged gets of a stream: a request's latency of tens of milliseconds is small beside the time of 4 MiB.
 DEFAULT_PART_SIZE = 4 << 20
-# A job that three fetchers died of would kill the fourth as well.
-MAX_LIVES = 3
 # A fetcher that dies before it did anything (its import fails, say) is started again after 0.1 s, 0.2 s … up to this.
 LONGEST_PAUSE = 5.0
 
@@ -64,65 +73,6 @@ class PoolStatistics:
     queued: int
     processes: int
     restarts: int
-
-
-Totals = tuple[int, int, int, int]  # requests, bytes, errors, retries
-_NOTHING: Totals = (0, 0, 0, 0)
-
-
-class _Ticket:
-    """One `run` on its way through the queue, a fetcher, and maybe another one."""
-
-    def __init__(self, number: int, url: str, options: dict[str, Any], job: Job, fd: int) -> None:
-        self.number = number
-        self.url = url
-        self.options = options
-        self.job = job
-        self.fd = fd
-        self.priority = DEMAND
-        self.on_extent: Callable[[int, int], None] | None = None
-        self.on_etag: Callable[[str], None] | None = None
-        self.lives = MAX_LIVES
-        self.outcome: JobResult | StreamingError | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """As before the first fetcher."""
-        self.fetcher: _Fetcher | None = None
-        self.sent = False
-        self.assigned = trio.Event()
-        self.ended = trio.Event()
-        """It is over: done, failed, or its fetcher died (`outcome` None)."""
-        self.fenced = trio.Event()
-        """No byte of it is written any more, whatever else it still waits for."""
-
-    @property
-    def small(self) -> bool:
-        """Whether most of its time is waiting for the first byte: then very many may run beside each other."""
-        return is_small(self.job)
-
-    @property
-    def target(self) -> object:
-        """What the job may get stuck on."""
-        key = object_of(self.job)
-        return self.number if key is None else (self.url, key)
-
-    def message(self) -> dict[str, Any]:
-        """The request to a fetcher."""
-        return {"op": "run", "id": self.number, "url": self.url, "options": self.options, "job": job_to_wire(self.job)}
-
-    def pin(self, etag: str) -> None:
-        """The store named a version: if another fetcher has to go on, it is with that one."""
-        if not isinstance(self.job, HashJob) and self.job.etag is None:
-            self.job = dataclasses.replace(self.job, etag=etag)
-            if self.on_etag is not None:
-                self.on_etag(etag)
-
-    def end(self, outcome: JobResult | StreamingError | None) -> None:
-        """Tell `run`."""
-        self.outcome = outcome
-        self.fenced.set()
-        self.ended.set()
 
 
 class FetcherPool:
@@ -148,14 +98,15 @@ class FetcherPool:
         self.processes = processes
         self.threads = threads
         self.part_size = part_size
-        self._queues: tuple[Dispatcher[_Ticket], ...] = (
+        self._queues: tuple[Dispatcher[Ticket], ...] = (
             Dispatcher(max(1, processes * threads // 2)),
             Dispatcher(max(1, processes * threads * SMALL_THREADS // 2)),
+            Dispatcher(processes * threads),
         )
-        self._fetchers: list[_Fetcher] = []
-        self._tickets: set[_Ticket] = set()
+        self._fetchers: list[FetcherChild] = []
+        self._tickets: set[Ticket] = set()
         self._numbers = itertools.count(1)
-        self._dead: Totals = _NOTHING
+        self._dead: Totals = NOTHING
         self._restarts = 0
 
     def __repr__(self) -> str:
@@ -170,7 +121,7 @@ class FetcherPool:
                 task_status.started()
         finally:
             for ticket in list(self._tickets):
-                self._queues[ticket.small].remove(ticket)
+                self._queues[ticket.kind].remove(ticket)
                 ticket.end(EngineError("the engine is stopping"))
                 ticket.assigned.set()
 
@@ -192,8 +143,35 @@ class FetcherPool:
         returns when it is certain that nothing more is written. Raises what the fetcher met, an error of
         streaming.errors.
         """
-        ticket = _Ticket(next(self._numbers), url, dataclasses.asdict(options) if options else {}, job, fd)
-        ticket.priority, ticket.on_extent, ticket.on_etag = priority, on_extent, on_etag
+        ticket = self._ticket(url, options, job, [fd] if fd >= 0 else [], priority)
+        ticket.on_extent, ticket.on_etag = on_extent, on_etag
+        return await self._run(ticket)
+
+    async def run_group(
+        self,
+        url: str,
+        options: RemoteOptions,
+        job: GroupJob,
+        fds: list[int],
+        *,
+        priority: int,
+        on_parts: Callable[[list[Told]], None],
+    ) -> None:
+        """Have a fetcher do a group; as `run`, but that `on_parts` says which parts are written, and nothing of others.
+
+        The descriptors, one for each file that the parts name, are the caller's, which keeps them open until the end.
+        """
+        ticket = self._ticket(url, options, job, fds, priority)
+        ticket.on_parts = on_parts
+        await self._run(ticket)
+
+    def _ticket(self, url: str, options: RemoteOptions, job: Job, fds: list[int], priority: int) -> Ticket:
+        ticket = Ticket(next(self._numbers), url, _as_dict(options), job, fds)
+        ticket.priority = priority
+        return ticket
+
+    async def _run(self, ticket: Ticket) -> JobResult:
+        url, job = ticket.url, ticket.job
         self._tickets.add(ticket)
         try:
             with self.timings.timed("fetch_seconds", "kind", type(job).__name__.removesuffix("Job").lower()):
@@ -204,13 +182,13 @@ class FetcherPool:
         if isinstance(ticket.outcome, StreamingError):
             self.health.not_fetched(url, ticket.outcome)
             raise ticket.outcome
-        if not isinstance(job, HashJob):
+        if ticket.outcome.bytes:
             self.health.fetched(url)
         return ticket.outcome
 
     async def prepare(self, url: str, options: RemoteOptions) -> None:
         """Tell the fetchers what they will be asked for soon."""
-        message = {"op": "prepare", "url": url, "options": dataclasses.asdict(options)}
+        message = {"op": "prepare", "url": url, "options": _as_dict(options)}
         for fetcher in list(self._fetchers):
             await fetcher.send(message)
 
@@ -227,8 +205,8 @@ class FetcherPool:
 
     @property
     def most_running(self) -> int:
-        """Jobs for which there are threads."""
-        return self.processes * self.threads * (1 + SMALL_THREADS)
+        """Jobs for which there are threads, each part of a group counted."""
+        return self.processes * self.threads * (1 + SMALL_THREADS + GROUP_PARTS)
 
     def pids(self) -> list[int]:
         """The fetchers that run now."""
@@ -236,12 +214,12 @@ class FetcherPool:
 
     # ---- one job -----------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, ticket: _Ticket) -> None:
+    async def _attempt(self, ticket: Ticket) -> None:
         """Through the queue and one fetcher. Without an outcome afterwards, that fetcher died."""
         again = ticket.lives < MAX_LIVES
         ticket.reset()
         queued = time.perf_counter()
-        self._queues[ticket.small].add(ticket, ticket.target, ticket.priority, first=again)
+        self._queues[ticket.kind].add(ticket, ticket.target, ticket.priority, first=again)
         self._dispatch()
         try:
             await ticket.assigned.wait()
@@ -257,7 +235,7 @@ class FetcherPool:
                 what = object_of(ticket.job) or "a cache file"
                 ticket.outcome = EngineError(f"{MAX_LIVES} fetchers died while working on {what}: see the engine's log")
 
-    async def _follow(self, ticket: _Ticket, fetcher: _Fetcher) -> None:
+    async def _follow(self, ticket: Ticket, fetcher: FetcherChild) -> None:
         """One job in its fetcher, with a look at the clock before and after."""
         begun = time.perf_counter()
         self.meter.began(begun)
@@ -265,13 +243,13 @@ class FetcherPool:
             await fetcher.start_job(ticket)
             await ticket.ended.wait()
         finally:
-            received = ticket.outcome.bytes if isinstance(ticket.outcome, JobResult) else 0
+            found = ticket.outcome if isinstance(ticket.outcome, JobResult) else JobResult()
             now = time.perf_counter()
-            self.meter.ended(now, now - begun, received)
+            self.meter.ended(now, now - begun, found.bytes, found.quickest)
 
-    async def _abandon(self, ticket: _Ticket) -> None:
-        ticket.on_extent = ticket.on_etag = None
-        if self._queues[ticket.small].remove(ticket) or ticket.fetcher is None:
+    async def _abandon(self, ticket: Ticket) -> None:
+        ticket.on_extent = ticket.on_etag = ticket.on_parts = None
+        if self._queues[ticket.kind].remove(ticket) or ticket.fetcher is None:
             return
         if not ticket.sent:
             self._release(ticket.fetcher, ticket)
@@ -281,24 +259,24 @@ class FetcherPool:
             await ticket.fenced.wait()
 
     def _dispatch(self) -> None:
-        for small, queue in enumerate(self._queues):
-            self._dispatch_from(queue, small, self.threads * (SMALL_THREADS if small else 1))
+        for kind, queue in enumerate(self._queues):
+            self._dispatch_from(queue, kind, self.threads * (1, SMALL_THREADS, GROUP_THREADS)[kind])
 
-    def _dispatch_from(self, queue: Dispatcher[_Ticket], small: int, threads: int) -> None:
+    def _dispatch_from(self, queue: Dispatcher[Ticket], kind: int, threads: int) -> None:
         while True:
-            free = [fetcher for fetcher in self._fetchers if fetcher.busy[small] < threads]
+            free = [fetcher for fetcher in self._fetchers if fetcher.busy[kind] < threads]
             if not free or (ticket := queue.next()) is None:
                 return
-            fetcher = min(free, key=lambda each: each.busy[small])
+            fetcher = min(free, key=lambda each: each.busy[kind])
             fetcher.running[ticket.number] = ticket
-            fetcher.busy[small] += 1
+            fetcher.busy[kind] += 1
             ticket.fetcher = fetcher
             ticket.assigned.set()
 
-    def _release(self, fetcher: _Fetcher, ticket: _Ticket) -> None:
+    def _release(self, fetcher: FetcherChild, ticket: Ticket) -> None:
         if fetcher.running.pop(ticket.number, None) is not None:
-            fetcher.busy[ticket.small] -= 1
-            self._queues[ticket.small].finished(ticket.target)
+            fetcher.busy[ticket.kind] -= 1
+            self._queues[ticket.kind].finished(ticket.target)
             self._dispatch()
 
     # ---- one fetcher -------------------------------------------------------------------------------------------------
@@ -306,7 +284,7 @@ class FetcherPool:
     async def _keep_one_running(self, *, task_status: trio.TaskStatus[None]) -> None:
         pause, begun = 0.0, False
         while True:
-            fetcher = _Fetcher.start(self.threads, self.part_size)
+            fetcher = FetcherChild.start(self.threads, self.part_size)
             self._fetchers.append(fetcher)
             self._dispatch()
             if not begun:
@@ -326,7 +304,7 @@ class FetcherPool:
             )
             await trio.sleep(pause)
 
-    async def _listen(self, fetcher: _Fetcher) -> None:
+    async def _listen(self, fetcher: FetcherChild) -> None:
         while True:
             await trio.lowlevel.wait_readable(fetcher.sock)
             # Without a turn for the others in between: what one wake-up brought is a few packets.
@@ -340,7 +318,7 @@ class FetcherPool:
                         return
                     self._heard(fetcher, *unpack(packet, fds))
 
-    def _heard(self, fetcher: _Fetcher, message: dict[str, Any], fds: list[int]) -> None:
+    def _heard(self, fetcher: FetcherChild, message: dict[str, Any], fds: list[int]) -> None:
         try:
             fetcher.worked = True
             ticket = fetcher.running.get(message.get("id", 0))
@@ -351,6 +329,7 @@ class FetcherPool:
             if ticket.on_extent is not None:
                 for offset, length in message.get("extents", ()):
                     ticket.on_extent(offset, length)
+            ticket.heard_of(message.get("parts", ()))
             if "fenced" in message:
                 ticket.fenced.set()
             if "end" in message:
@@ -358,11 +337,13 @@ class FetcherPool:
         finally:
             messages.close_fds(fds)
 
-    def _ended(self, fetcher: _Fetcher, ticket: _Ticket, message: dict[str, Any], fds: list[int]) -> None:
+    def _ended(self, fetcher: FetcherChild, ticket: Ticket, message: dict[str, Any], fds: list[int]) -> None:
         before, fetcher.totals = fetcher.totals, tuple(message["totals"])
         delta = [now - then for now, then in zip(fetcher.totals, before, strict=True)]
         if "error" in message["end"]:
             outcome: JobResult | StreamingError = from_wire(message["end"]["error"])
+        elif isinstance(ticket.job, GroupJob):
+            outcome = JobResult(**message["end"], requests=delta[0], errors=delta[2], retries=delta[3])
         else:
             found = message["end"] | {"edges": pieces_from_wire(message["end"]["edges"])}
             outcome = JobResult(**found, requests=delta[0], errors=delta[2], retries=delta[3])
@@ -372,70 +353,19 @@ class FetcherPool:
         ticket.end(outcome)
         self._release(fetcher, ticket)
 
-    def _bury(self, fetcher: _Fetcher) -> None:
+    def _bury(self, fetcher: FetcherChild) -> None:
         self._fetchers.remove(fetcher)
         fetcher.stop()
         self._dead = _sum(self._dead, fetcher.totals)
         for ticket in list(fetcher.running.values()):
-            self._queues[ticket.small].finished(ticket.target)
+            self._queues[ticket.kind].finished(ticket.target)
             ticket.end(None)
         fetcher.running.clear()
 
 
-class _Fetcher:
-    """One child process and the socket to it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
-        self.process = process
-        self.sock = sock
-        self.running: dict[int, _Ticket] = {}
-        self.busy = [0, 0]
-        """Jobs that it has: large ones, and small ones."""
-        self.totals: Totals = _NOTHING
-        self.worked = False
-        self._sending = trio.Lock()
-
-    @classmethod
-    def start(cls, threads: int, part_size: int) -> _Fetcher:
-        """Start one. From the thread that runs the loop: the child dies with the thread that made it."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "mdsfs.engine.fetcher", "--fd", str(theirs.fileno())]
-        with theirs:
-            process = subprocess.Popen(
-                [*command, "--parent", str(os.getpid()), "--threads", str(threads), "--part-size", str(part_size)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env=environment(),
-            )
-        ours.setblocking(False)
-        return cls(process, ours)
-
-    def stop(self) -> None:
-        """Kill it: what it was writing is accounted for by whoever gave it the job."""
-        self.process.kill()
-        self.process.wait()
-        trio.lowlevel.notify_closing(self.sock)  # who waits to send would wait for ever
-        self.sock.close()
-
-    async def start_job(self, ticket: _Ticket) -> None:
-        """Hand over a job and its descriptor. A fetcher that is dead already says so through `ended`."""
-        ticket.sent = await self.send(ticket.message(), [ticket.fd] if ticket.fd >= 0 else [])
-
-    async def send(self, message: dict[str, Any], fds: list[int] | None = None) -> bool:
-        """Send a message; False when nobody is there any more."""
-        packet, more = pack(message)
-        try:
-            async with self._sending:  # many small jobs fill the socket, and only one task may wait for room in it
-                while True:
-                    try:
-                        messages.send(self.sock, packet, [*(fds or ()), *more])
-                        return True
-                    except BlockingIOError:
-                        await trio.lowlevel.wait_writable(self.sock)
-        except (OSError, trio.ClosedResourceError):  # it died, which the listener hears as well
-            return False
-        finally:
-            messages.close_fds(more)
+@functools.lru_cache(64)
+def _as_dict(options: RemoteOptions | None) -> dict[str, Any]:
+    return dataclasses.asdict(options) if options else {}
 
 
 def _sum(*totals: Totals) -> Totals:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def serve(options: ServiceOptions) -> int:
     supervisor that the environment names hears the same, and then that the engine's loop goes on turning.
     """
     supervisor = Supervisor.take()
+    _raise_descriptor_limit()
     with (
         CacheStore.open(options.cache_dir) as store,
         listening(options.cache_dir, allow_other=options.allow_other) as listener,
@@ -43,6 +45,13 @@ def serve(options: ServiceOptions) -> int:
     ):
         trio.run(_serve, options, store, listener, metrics, supervisor)
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    # Every file that is written into is open here and in a fetcher, which inherits the limit, beside its connections.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(

@@ -17,7 +17,7 @@ from .disk import write_error
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["CancelledError", "Sink"]
+__all__ = ["CancelledError", "Sink", "pwrite_all"]
 
 BLOCK = 4096
 # A report costs the engine some 50 µs: at least this much, and, when more keeps coming, at least this long apart. Where
@@ -30,6 +30,13 @@ WRITE = 64 << 10
 # The kernel lets one thread write a file at a time, and those who wait for it spin: they wait here instead, asleep.
 # Striped by inode, so that nothing has to be kept per file; two files on one stripe merely take turns.
 _WRITING = tuple(threading.Lock() for _ in range(64))
+
+
+def pwrite_all(fd: int, data: memoryview, at: int) -> None:
+    """Write all of it."""
+    while data:
+        written = os.pwrite(fd, data[:WRITE], at)
+        data, at = data[written:], at + written
 
 
 class CancelledError(Exception):
@@ -80,9 +87,7 @@ class Sink:
     def _pwrite(self, data: memoryview, at: int) -> None:
         try:
             with self._writing:
-                while data:
-                    written = os.pwrite(self._fd, data[:WRITE], at)
-                    data, at = data[written:], at + written
+                pwrite_all(self._fd, data, at)
         except OSError as error:
             raise write_error(error, os.readlink(f"/proc/self/fd/{self._fd}")) from error
 

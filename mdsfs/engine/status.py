@@ -47,8 +47,8 @@ async def document(engine: Engine, *, brief: bool = False) -> bytes:
         "reads": _reads(engine),
         "fills": {
             "running": engine.fills.running,
-            "failed": engine.fills.failed,
-            "refetched": engine.fills.refetched,
+            "failed": engine.fills.flying.failed,
+            "refetched": engine.fills.flying.refetched,
             "in_flight_bytes": engine.fills.in_flight * BLOCK,
         },
         "evictions": {"count": engine.cache.evictions, "bytes": engine.cache.evicted_blocks * BLOCK},

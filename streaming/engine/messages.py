@@ -87,22 +87,26 @@ def _depth(packet: bytes) -> int:
     return deepest
 
 
-def send(sock: socket.socket, packet: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
-    """Send one packet with its descriptors, which stay open here."""
-    if len(fds) > MAX_FDS:
-        raise ProtocolError(f"{len(fds)} descriptors in one packet, expected at most {MAX_FDS}")
+def send(sock: socket.socket, packet: bytes, fds: Sequence[int] = (), flags: int = 0, *, most: int = MAX_FDS) -> None:
+    """Send one packet with its descriptors, `most` of them at most, which stay open here."""
+    if len(fds) > most:
+        raise ProtocolError(f"{len(fds)} descriptors in one packet, expected at most {most}")
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     sock.sendmsg([packet], ancillary, int(flags) | _NO_SIGNAL)
 
 
-def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors (CLOEXEC, now the caller's); `b""` when the other side has closed."""
+def receive(sock: socket.socket, flags: int = 0, *, most: int = MAX_FDS) -> tuple[bytes, list[int]]:
+    """One packet and its descriptors (CLOEXEC, now the caller's); `b""` when the other side has closed.
+
+    A packet with more than `most` descriptors is an error.
+    """
+    ancillary_size = _ANCILLARY if most == MAX_FDS else socket.CMSG_SPACE(most * _FD_SIZE)
     try:
         buffer: bytearray = _received.buffer
     except AttributeError:
         buffer = _received.buffer = bytearray(MAX_PACKET)
     # into memory that is there: to allocate the largest packet anew would cost more than to receive a usual one
-    size, ancillary, message_flags, _ = sock.recvmsg_into([buffer], _ANCILLARY, int(flags) | _CLOSE_ON_EXEC)
+    size, ancillary, message_flags, _ = sock.recvmsg_into([buffer], ancillary_size, int(flags) | _CLOSE_ON_EXEC)
     packet = bytes(memoryview(buffer)[:size])
     fds: list[int] = []
     for level, kind, data in ancillary:

@@ -13,14 +13,14 @@ import socket
 import threading
 import urllib.request
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 if TYPE_CHECKING:
     import ssl
 
-# what is idle beyond this many is closed; as many threads may read from one endpoint without connecting anew
-_KEPT = 64
+# what is idle beyond this many is closed; as many requests may be made at once without connecting anew
+_KEPT = 512
 
 
 class ConnectFailedError(OSError):
@@ -41,14 +41,37 @@ class ConnectionPool:
 
     def take(self, timeout: float) -> tuple[http.client.HTTPConnection, bool]:
         """A connected connection, and whether it was used before (the server may just be closing it)."""
+        kept = self.take_kept()
+        return (kept, True) if kept is not None else (self.connect(timeout), False)
+
+    def take_kept(self) -> http.client.HTTPConnection | None:
+        """One that was used before; None where none is idle."""
         while True:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                return self._connect(timeout), False
-            if _is_quiet(connection.sock):
-                return connection, True
+            if connection is None or _is_quiet(connection.sock):
+                return connection
             connection.close()
+
+    def begin(self, family: int, address: Any) -> http.client.HTTPConnection | None:
+        """A new connection to where another one leads, which does not block and may not be established yet.
+
+        Its TLS handshake is the caller's. None where a proxy must be spoken to first.
+        """
+        if self._proxy is not None and self._tls is not None:
+            return None
+        connection = self._unconnected(None)
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.connect_ex(address)
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_hostname=connection.host, do_handshake_on_connect=False)
+        except OSError:
+            sock.close()
+            raise
+        connection.sock = sock
+        return connection
 
     def give(self, connection: http.client.HTTPConnection) -> None:
         """Keep a connection whose answer was read to its end."""
@@ -80,16 +103,19 @@ class ConnectionPool:
     def _forwarded(self) -> bool:
         return self._proxy is not None and self._tls is None
 
-    def _connect(self, timeout: float) -> http.client.HTTPConnection:
+    def _unconnected(self, timeout: float | None) -> http.client.HTTPConnection:
         at = self._proxy or self._base
         host, port = at.hostname or "", at.port or (443 if at.scheme == "https" else 80)
-        connection: http.client.HTTPConnection
-        if self._tls is not None:
-            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
-            if self._proxy is not None:
-                connection.set_tunnel(self._base.hostname or "", self._base.port or 443, _proxy_headers(self._proxy))
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        if self._tls is None:
+            return http.client.HTTPConnection(host, port, timeout=timeout)
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
+        if self._proxy is not None:
+            connection.set_tunnel(self._base.hostname or "", self._base.port or 443, _proxy_headers(self._proxy))
+        return connection
+
+    def connect(self, timeout: float) -> http.client.HTTPConnection:
+        """A new connection."""
+        connection = self._unconnected(timeout)
         try:
             connection.connect()
         except OSError as error:

@@ -7,14 +7,15 @@ A remote is synchronous and may be used from many threads at once. Keys are rela
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from streaming.errors import DatasetError, ObjectChangedError, UnsupportedSourceError
+from streaming.errors import DatasetError, ObjectChangedError, StreamingError, UnsupportedSourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -30,6 +31,32 @@ class ObjectInfo:
     size: int
     etag: str | None
     mtime_ns: int
+
+
+class SmallRange(NamedTuple):
+    """Bytes `start:stop` of a version of an object, few enough to be in memory at once."""
+
+    key: str
+    start: int
+    stop: int
+    etag: str
+    size: int | None
+    """Of the whole object, where it is known."""
+
+
+class ManyReader(Protocol):
+    """A call that reads many small ranges, under way."""
+
+    quickest: float
+    """Seconds that the range took that took least; infinite before the first."""
+
+    def run(self) -> None:
+        """Read them; returns when nothing more will come."""
+        ...
+
+    def cancel(self) -> None:
+        """From any thread: nobody wants the rest."""
+        ...
 
 
 class Counters:
@@ -158,11 +185,44 @@ class Remote(ABC):
             _fill(reader, memoryview(data))
             return bytes(data), info
 
+    def read_many(self, wanted: Sequence[SmallRange], taken: Callable[[int, memoryview], None]) -> ManyReader:
+        """What reads many small ranges when it is run, in any order: `taken(number, bytes)` hears of each that came.
+
+        The bytes are void after that call. Of what does not come nothing is said: to read such a range by itself tells
+        why. What `taken` raises ends the reading.
+        """
+        return _OneByOne(self, wanted, taken)
+
     def get_range(self, key: str, start: int, stop: int, into: memoryview, *, etag: str | None = None) -> str | None:
         """Read exactly the range into the buffer; returns the version's ETag."""
         with self.open_range(key, start, stop, etag=etag) as reader:
             _fill(reader, into[: stop - start])
             return reader.etag
+
+
+class _OneByOne:
+    """Many small ranges, one after another: for stores that do not make a caller wait."""
+
+    def __init__(self, remote: Remote, wanted: Sequence[SmallRange], taken: Callable[[int, memoryview], None]) -> None:
+        self._remote, self._wanted, self._taken = remote, wanted, taken
+        self._cancelled = False
+        self.quickest = float("inf")
+
+    def run(self) -> None:
+        for number, each in enumerate(self._wanted):
+            if self._cancelled:
+                return
+            begun, data = time.monotonic(), memoryview(bytearray(each.stop - each.start))
+            try:
+                with self._remote.open_range(each.key, each.start, each.stop, etag=each.etag, size=each.size) as reader:
+                    _fill(reader, data)
+            except StreamingError:
+                continue
+            self.quickest = min(self.quickest, time.monotonic() - begun)
+            self._taken(number, data)
+
+    def cancel(self) -> None:
+        self._cancelled = True
 
 
 def _fill(reader: RangeReader, into: memoryview) -> None:

@@ -17,13 +17,15 @@ from streaming.errors import (
 from streaming.remote.interface import ObjectInfo, RangeReader, Remote, check_key, is_key
 from streaming.remote.retrying import Attempts
 from streaming.remote.s3_answers import Place, Refusal, error_of, read_client_error
+from streaming.remote.s3_many import ManyRanges
 from streaming.remote.s3_reader import S3RangeReader
 from streaming.remote.s3_session import S3Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from streaming.remote.interface import SmallRange
     from streaming.remote.options import RemoteOptions
 
 T = TypeVar("T")
@@ -134,6 +136,10 @@ class S3Remote(Remote):
             raise ValueError(f"{start}-{stop} is not a range")
         full = self._prefix + check_key(key)
         return S3RangeReader(self, full, (start, stop), expected=(etag, size), deadline=deadline)
+
+    def read_many(self, wanted: Sequence[SmallRange], taken: Callable[[int, memoryview], None]) -> ManyRanges:
+        """As in `Remote`, with many requests under way at the same time."""
+        return ManyRanges(self, wanted, [self._prefix + check_key(each.key) for each in wanted], taken)
 
     def stat(self, key: str) -> ObjectInfo:
         """By HEAD; since its refusals say nothing, they are asked for again by a GET."""

@@ -10,6 +10,7 @@ import pytest
 
 from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
 from tests.mount.host import until
+from tests.servers import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,13 +29,15 @@ SAMPLE = 64 << 10
 class Source:
     """A dataset behind a proxy that counts, and an engine with a cache for a part of it."""
 
-    def __init__(self, engine: Engine, proxy: FaultProxy, url: str, size: int, samples: int) -> None:
+    def __init__(
+        self, engine: Engine, proxy: FaultProxy, url: str, size: int, samples: int, each: int = SAMPLE
+    ) -> None:
         self.engine, self.url, self.size, self.samples = engine, url, size, samples
-        self._proxy, self._seen = proxy, 0
+        self.proxy, self._seen, self._each = proxy, 0, each
 
     def sent(self) -> float:
         """Bytes of shards that were sent since the last call, in parts of the dataset."""
-        before, self._seen = self._seen, self._proxy.bytes_sent("shard.")
+        before, self._seen = self._seen, self.proxy.bytes_sent("shard.")
         return (self._seen - before) / self.size
 
     def dataset(self, **options: Any) -> StreamingDataset:
@@ -52,7 +55,7 @@ class Source:
         """An epoch, or a part of it, checked: the ids."""
         found = []
         for sample in samples:
-            assert sample["x"] == content(sample["id"])
+            assert sample["x"] == content(sample["id"])[: self._each]
             found.append(sample["id"])
         return found
 
@@ -70,18 +73,18 @@ def opened(
     for name, value in rclone.variables_for(proxy.endpoint).items():
         monkeypatch.setenv(name, value)
 
-    def make(shards: int, samples: int, part: float, **options: Any) -> Source:
+    def make(shards: int, samples: int, part: float, each: int = SAMPLE, **options: Any) -> Source:
         folder = tmp_path / "data"
         with MDSWriter(columns={"id": "int", "x": "bytes"}, out=str(folder), **options) as writer:
             for number in range(shards * samples):
-                writer.write({"id": number, "x": content(number)})
+                writer.write({"id": number, "x": content(number)[:each]})
                 if number % samples == samples - 1:
                     writer.flush_shard()
         size = sum(path.stat().st_size for path in folder.glob("shard.*"))
         rclone.put_tree(tmp_path.name, folder)
         (tmp_path / "cache").mkdir(mode=0o700)
         engine = start(int(size * part), env=rclone.variables_for(proxy.endpoint))
-        return Source(engine, proxy, rclone.url(tmp_path.name), size, shards * samples)
+        return Source(engine, proxy, rclone.url(tmp_path.name), size, shards * samples, each)
 
     return make
 
@@ -172,6 +175,45 @@ def test_a_stall_is_told_with_its_reader_sample_and_cause(opened: Open) -> None:
     assert last["reader"] == os.getpid()
     assert last["shard"] == f"shard.{last['sample'] // 24:05}.mds"
     assert last["seconds"] > 0
+
+
+def jobs_of(source: Source, kind: str) -> int:
+    """How many jobs of a kind the fetchers were given."""
+    series = source.engine.status()["timings"]["series"]
+    labels = {"kind": kind}
+    return sum(sum(each["counts"]) for each in series if each["name"] == "fetch_seconds" and each["labels"] == labels)
+
+
+def quiet(source: Source) -> dict[str, Any]:
+    """The status when nothing is fetched any more."""
+    until(lambda: not source.engine.status()["fills"]["running"])
+    return source.engine.status()
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zstd:1", "frame": "sample"}], ids=["raw", "frames"])
+def test_small_ranges_are_fetched_by_the_dozen(opened: Open, options: dict[str, Any]) -> None:
+    """A cache for less than half, samples of two blocks: right bytes within the limit, and few jobs for many requests."""
+    source = opened(8, 100, 0.4, 8000, **options)
+    dataset = source.dataset(batch_size=24)
+    assert sorted(source.read(dataset)) == list(range(source.samples))
+    status = quiet(source)
+    alone = sum(jobs_of(source, kind) for kind in ("range", "frames"))
+    assert status["remote"]["requests"] - alone > 3 * jobs_of(source, "group") > 0
+    assert status["cache"]["reserved_bytes"] == 0
+    assert status["fills"] == {"running": 0, "failed": 0, "refetched": 0, "in_flight_bytes": 0}
+
+
+def test_what_a_group_does_not_bring_is_fetched_alone(opened: Open) -> None:
+    """Requests that break, are refused, or bring wrong bytes: every sample is right, and none was given up."""
+    source = opened(8, 100, 0.4, 8000, compression="zstd:1", frame="sample")
+    dataset = source.dataset(batch_size=24)
+    samples = iter(dataset)
+    found = source.read(next(samples) for _ in range(160))
+    for kind in ("reset", "status", "truncate", "corrupt"):
+        source.proxy.add(Fault(kind, match="shard.", times=1 if kind == "corrupt" else 6, after=100))
+    found += source.read(samples)
+    assert sorted(found) == list(range(source.samples))
+    assert source.engine.status()["fills"]["failed"] == 0
 
 
 def test_shards_compressed_as_one_piece_are_warned_of_with_the_price(opened: Open) -> None:

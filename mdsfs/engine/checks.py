@@ -1,0 +1,75 @@
+"""What an earlier engine left in the cache files: looked at once in this engine's life, before a file's first use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import trio
+
+from .jobs import HashJob
+from .pool import DEMAND
+
+if TYPE_CHECKING:
+    from .cache import Cache
+    from .dataset import Dataset
+    from .framing import Edges
+    from .pool import FetcherPool
+
+__all__ = ["Checks"]
+
+log = logging.getLogger(__name__)
+
+
+class Checks:
+    """See `check`."""
+
+    def __init__(self, cache: Cache, pool: FetcherPool, edges: Edges) -> None:
+        self.cache, self.pool, self.edges = cache, pool, edges
+
+    async def check(self, dataset: Dataset, file: int) -> None:
+        """Before a file's first use in this engine's life: whether what is in it may be served."""
+        if dataset.checked[file] and not dataset.folder.is_replaced(file):
+            return None
+        work = dataset.working(file)
+        if dataset.checked[file]:
+            if work.flights:
+                return None  # what they write is lost with the file; the next one to ask finds that out
+            log.warning("cache file was removed or replaced: dataset=%d file=%d", dataset.number, file)
+            dataset.checked[file] = 0
+            dataset.folder.doubt(file)
+        if work.checking is not None:
+            await work.checking.wait()
+            return await self.check(dataset, file)
+        work.checking = trio.Event()
+        try:
+            await self._check(dataset, file)
+            dataset.checked[file] = 1
+        finally:
+            event, work.checking = work.checking, None
+            event.set()
+            dataset.rest(file)
+
+    async def _check(self, dataset: Dataset, file: int) -> None:
+        if not self.cache.ledger.resident_of(dataset.number, file):
+            return
+        verdict = dataset.folder.check_file(file)
+        if verdict == "rehash":
+            verdict = "ok" if dataset.is_complete(file) and await self._hash(dataset, file) else "drop"
+        if verdict == "drop":
+            log.info("dropped dataset=%d file=%d: not what was written into it", dataset.number, file)
+            self.edges.forget((dataset.number, file))
+            await self.cache.drop(dataset, file)
+
+    async def _hash(self, dataset: Dataset, file: int) -> bool:
+        """Whether a complete file has the hash that it should have."""
+        fd = dataset.folder.open_file(file)
+        try:
+            job = HashJob(dataset.size(file), dataset.folder.expected_hashes(file), key=dataset.tables.key(file))
+            result = await self.pool.run(dataset.url, dataset.remote_options, job, fd, priority=DEMAND, on_extent=None)
+        finally:
+            os.close(fd)
+        if result.hashes_ok:
+            dataset.folder.note(file, complete=True, level="shard")
+        return bool(result.hashes_ok)
