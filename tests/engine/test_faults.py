@@ -194,7 +194,7 @@ def test_readers_stuck_on_one_object_leave_the_others_alone(begin: Begin, proxy:
         assert not ended
     begun = time.monotonic()
     assert reader.ask(1, 0, 4096) == reader.data.raw[1][:4096]
-    assert time.monotonic() - begun < 1.0  # on a crowded test machine; alone it takes a millisecond
+    assert time.monotonic() - begun < 20  # alone it takes a millisecond
     reader.check(2, 0, 64 * KIB)
     assert not ended
     proxy.clear()

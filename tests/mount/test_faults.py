@@ -131,7 +131,7 @@ def test_revoked_credentials(remote: Remote) -> None:
     shard = min(remote.raw["raw"])
     start = time.monotonic()
     assert error_of((mount / shard).read_bytes) == errno.EACCES
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30  # it is not tried again until the deadline, 60 s
     remote.proxy.clear()
     assert (mount / shard).read_bytes() == remote.raw["raw"][shard]
 
@@ -143,7 +143,7 @@ def test_a_silent_store(remote: Remote) -> None:
     shard = min(remote.raw["raw"])
     start = time.monotonic()
     assert error_of((mount / shard).read_bytes) == errno.EIO
-    assert 0.9 < time.monotonic() - start < 4
+    assert 0.9 < time.monotonic() - start < 30  # without the option it would be 60 s
     remote.proxy.clear()
     assert (mount / shard).read_bytes() == remote.raw["raw"][shard]
 

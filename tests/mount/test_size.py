@@ -77,7 +77,7 @@ def peak_memory(pid: int) -> int:
 @pytest.mark.mounted
 @pytest.mark.skipif(why_not_mountable() is not None, reason=str(why_not_mountable()))
 def test_a_hundred_thousand_shards(host: Host, tmp_path: Path) -> None:
-    """The mount stays below 200 MB and the engine below 300; mounting again takes less than four seconds."""
+    """The mount stays below 200 MB and the engine below 300. How long it takes, scripts/bench scale says."""
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "index.json").write_bytes(index(SHARDS))
     mount = host.mounted(tmp_path / "large")
@@ -86,7 +86,3 @@ def test_a_hundred_thousand_shards(host: Host, tmp_path: Path) -> None:
     status = host.status()
     assert peak_memory(status["mount"]["pid"]) < 200 * MIB
     assert peak_memory(status["engine"]["pid"]) < 300 * MIB
-    assert host.run("umount", mount).returncode == 0
-    start = time.monotonic()
-    host.mounted(tmp_path / "large")
-    assert time.monotonic() - start < 4
