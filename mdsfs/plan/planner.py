@@ -43,10 +43,10 @@ NEAR_SHARE = 4
 NEAR_PART = 0.02
 # The slowest reader of a job is waited for until what lies between it and the fastest takes so much of the capacity.
 DRIFT_SHARE = 4
-# Buckets of the calendars per epoch, and the least that one of them spans: to look at a few hundred entries costs no
-# more than to look at one.
-BUCKETS = 2048
-LEAST_WIDTH = 512
+# Buckets of the calendars per epoch. To look at a few hundred entries costs no more than to look at one: where a bucket
+# would span less, there are fewer of them.
+BUCKETS, LEAST_BUCKETS = 2048, 64
+WIDE_ENOUGH = 512
 # A stretch of an order within which neighbours are fetched together brings so much of the capacity at most.
 LOT_SHARE = 64
 # Stretches of orders that one call of `fetches` looks at: a few milliseconds.
@@ -233,7 +233,7 @@ class Planner:
         found = job.calendars.get((number, by_shard))
         if found is None:
             epoch = job.epoch
-            width = max(epoch.epoch.positions // BUCKETS, LEAST_WIDTH) if epoch else 1
+            width = _width(epoch.epoch.positions, epoch.epoch.size) if epoch else 1
             found = job.calendars[number, by_shard] = Calendar(width)
         return found
 
@@ -584,6 +584,11 @@ class Planner:
             ahead_bytes=int(horizon * self._position_bytes(known)),
             regimes={number: self._datasets[number].regime for number in known.streams if number in self._datasets},
         )
+
+
+def _width(positions: int, size: int) -> int:
+    """Positions that share a bucket of a calendar, of an epoch's and of a batch's."""
+    return max(positions // BUCKETS, min(WIDE_ENOUGH, positions // LEAST_BUCKETS), size)
 
 
 class _Room:
