@@ -40,6 +40,10 @@ TIMEOUT = 290.0
 MAX_LINE = 64 << 20
 
 
+class _SilentError(EngineError):
+    """The indexer has ended, perhaps killed for its memory, and has not said why."""
+
+
 @dataclass(frozen=True, slots=True)
 class IndexedSource:
     """The datasets of a source, each with a folder in the cache: `store.folder(info.id)` opens it.
@@ -67,6 +71,22 @@ async def index_source(
     they take; what it raises ends this. Raises IndexFormatError, SourceMissingError and whatever the store says.
     With `publish` the root's dataset lies there, and nested ones in folders below it.
     """
+    try:
+        return await _index_once(store, url, options, identity, listing, publish, make_room)
+    except _SilentError as error:
+        log.warning("%s: %s; another one tries again", url, error)
+        return await _index_once(store, url, options, identity, listing, publish, make_room)
+
+
+async def _index_once(
+    store: CacheStore,
+    url: str,
+    options: RemoteOptions,
+    identity: dict[str, Any],
+    listing: bool,
+    publish: Path | None,
+    make_room: Callable[[int], Awaitable[object]] | None,
+) -> IndexedSource:
     staging = store.staging()
     try:
         known = store.known(url, identity)
@@ -133,7 +153,7 @@ async def _ask(request: dict[str, Any], make_room: Callable[[int], Awaitable[obj
     except trio.TooSlowError:
         raise ReadTimeoutError(f"{request['url']}: listing and indexing took longer than {TIMEOUT:.0f} s") from None
     except trio.BrokenResourceError:
-        raise EngineError("the indexer ended without a word: see the engine's log") from None
+        raise _SilentError("the indexer ended without a word: see the engine's log") from None
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
@@ -159,7 +179,7 @@ async def _talk(
         if make_room is not None:
             await make_room(int(said["bytes"]))
         await stdin.send_all(b"go\n")
-    raise EngineError("the indexer ended without a word: see the engine's log")
+    raise _SilentError("the indexer ended without a word: see the engine's log")
 
 
 class _Lines:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,12 +15,11 @@ import trio
 from mdsfs.engine.catalog import IndexedSource, index_source
 from mdsfs.engine.folder import growth_bytes
 from mdsfs.engine.store import CacheStore
-from streaming.errors import BucketMissingError, CacheLimitError, IndexFormatError, SourceMissingError
+from streaming.errors import BucketMissingError, CacheLimitError, EngineError, IndexFormatError, SourceMissingError
 from streaming.remote import RemoteOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.servers import StorageServer
 
@@ -198,6 +199,35 @@ async def test_room_is_made_before_anything_is_written(store: CacheStore, source
     folder = store.root / info.id
     written = sum((folder / name).stat().st_size for name in ("tables", "index.json", "index.orig"))
     assert sizes == [written + growth_bytes(1)] * 2
+
+
+def kill_indexer() -> None:
+    """The one child of ours."""
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            if b"mdsfs.engine.indexer" in Path("/proc", child, "cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_an_indexer_that_was_killed_is_followed_by_another(store: CacheStore, source: Path, times: int) -> None:
+    """Once: who asked hears nothing of it. One that is killed each time is an error."""
+    write(source, {"index.json": index(shard("a.mds"))})
+    left = times
+
+    async def kill(_: int) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            kill_indexer()
+
+    if times == 1:
+        assert names(store, await find(store, source, make_room=kill)) == {("mds", ""): ["a.mds"]}
+    else:
+        with pytest.raises(EngineError, match="without a word"):
+            await find(store, source, make_room=kill)
+    assert left == (-1 if times == 1 else 0)
+    assert not list(store.root.glob(".staging-*"))
 
 
 async def test_published_datasets_have_their_index_at_the_top(store: CacheStore, source: Path, tmp_path: Path) -> None:
