@@ -8,6 +8,7 @@ left when all have ended. What failed is told with the seed and the log of the a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import heapq
 import itertools
 import json
@@ -103,7 +104,9 @@ class Run:
 
     def _begin(self, action: Action) -> None:
         if action.kind == "kill helper":
-            self._armed.append(action)  # until one is there
+            # they live for moments, when an engine begins: the first one of the engine that follows
+            begin(self._stage, dataclasses.replace(action, kind="kill engine"))
+            self._armed.append(action)
             return
         done, undo = begin(self._stage, action)
         self._report.action(self._now(), action, done)

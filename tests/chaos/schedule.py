@@ -28,7 +28,7 @@ KINDS = {
     "kill engine": Kind(4),
     "kill reader": Kind(4),
     "kill mount": Kind(3),
-    "kill helper": Kind(2, 15.0, 15.0, 15.0),  # indexers and orderers live for moments: the first one in this time
+    "kill helper": Kind(2, 15.0, 15.0, 15.0),  # an engine's, and then the first indexer or orderer of the next one
     # SIGSTOP, and SIGCONT at the end
     "stop reader": Kind(3, 0.5, 3.0, 10.0),
     "stop fetcher": Kind(3, 0.5, 2.0, 6.0),
