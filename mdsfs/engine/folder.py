@@ -383,13 +383,16 @@ class DatasetFolder:
     # ---- publishing --------------------------------------------------------------------------------------------------
 
     def publish(self, n: int) -> None:
-        """Give a complete file of shard level its final name, in place of whatever stands there.
+        """Give a complete file its final name, in place of whatever stands there.
 
-        Survives kill -9 between any two steps: the record says so first, and `check_file` finishes the rename.
+        One of shard level, or one for which the index has no hash: it can't be verified any better. Survives kill -9
+        between any two steps: the record says so first, and `check_file` finishes the rename.
         """
         final = self.layout.final(self.tables.name(n))
         state = self.state.get(n)
-        if final is None or state.published or not (state.complete and state.level == "shard"):
+        if final is None or state.published or not state.complete:
+            return
+        if state.level != "shard" and self.tables.hashes(n):
             return
         with disk.writing(final):
             final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from streaming.errors import (
     SourceMissingError,
 )
 from streaming.order import World
+from tests.mount.host import until
 
 from .samples import flat, ids, write
 
@@ -137,6 +138,7 @@ def test_shards_one_by_one(store: StorageServer, tmp_path: Path, cache: Path) ->
     dataset = StreamingDataset(streams=[stream], batch_size=1)
     dataset.prepare_shard(0)
     assert dataset.shards[0].is_here()
+    until(lambda: {path.name for path in cache.glob("train/*.mds")} == {"shard.00000.mds", "shard.00001.mds"})
     assert ids(dataset.shards[0]) == list(range(50))
 
 

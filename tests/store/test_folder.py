@@ -274,6 +274,16 @@ def test_a_complete_shard_gets_its_name(published: DatasetFolder, tmp_path: Path
     assert (tmp_path / "local" / "shard.00000.mds").read_bytes() == shard_bytes(0)
 
 
+def test_a_shard_without_a_hash_gets_its_name(store: CacheStore, tmp_path: Path) -> None:
+    """It can't be verified any better than it is; one that is not complete does not."""
+    folder = store.folder(add_dataset(store, hashes=False, publish=tmp_path / "local"), publish=tmp_path / "local")
+    fill_file(folder, 0, level="transport")
+    fill_file(folder, 1, complete=False, level="transport")
+    for n in range(2):
+        folder.publish(n)
+    assert sorted(os.listdir(tmp_path / "local")) == [".partial", "index.json", "shard.00000.mds"]
+
+
 def test_the_next_engine_finds_a_published_dataset(tmp_path: Path) -> None:
     """By its link, as one of those that count; not any more when somebody has removed its folder."""
     with CacheStore.open(tmp_path / "cache") as store:
