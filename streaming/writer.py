@@ -68,9 +68,9 @@ class Writer(ABC):
 
     `out` is a folder, a URL, or (folder, URL); with a URL every shard is uploaded as soon as it is written, and removed
     here afterwards unless `keep_local`. `size_limit` None or 0 never starts a second shard. Further arguments:
-    `exist_ok` replaces a dataset that is in the folder, `remote` is the URL beside a folder in `out`, `max_workers`
-    threads upload with `retry` attempts each, `progress_bar` shows them, `frame` (zstd only) is the size of a frame
-    before compression, or 'sample' for one frame a sample.
+    `exist_ok` replaces a dataset that is in the folder, `remote` is the URL beside a folder in `out` (whose files stay
+    by default), `max_workers` threads upload with `retry` attempts each, `progress_bar` shows them, `frame` (zstd only)
+    is the size of a frame before compression, or 'sample' for one frame a sample.
 
     As a context manager it finishes also when the body raised, as mosaicml-streaming's writers do: the index then names
     what was written. There is no index after the writer itself failed.
@@ -84,7 +84,7 @@ class Writer(ABC):
         schema: Schema,
         *,
         out: Out,
-        keep_local: bool = False,
+        keep_local: bool | None = None,
         compression: str | None = None,
         hashes: str | Iterable[str] | None = None,
         size_limit: int | str | None = 1 << 26,
@@ -95,7 +95,7 @@ class Writer(ABC):
         self.compression = compression or None
         self.hashes = list(normalize_hashes(hashes))
         self.size_limit = _limit(size_limit)
-        self.keep_local = keep_local
+        self.keep_local = settings.remote is not None if keep_local is None else keep_local
         self._frame = settings.frame_bytes()
         if self.compression is not None:
             if split_compression(self.compression)[0] != "zstd" and "frame" in kwargs:
@@ -107,13 +107,17 @@ class Writer(ABC):
         self._finished = self._failed = False
         self._reset()
         local, self.remote = _places(out, settings.remote)
-        self._folder = ShardFolder(local, exist_ok=settings.exist_ok)
         self._uploader = self.remote and Uploader(
             self.remote,
             max_workers=settings.max_workers,
             attempts=settings.retry,
             progress_bar=settings.progress_bar,
         )
+        try:
+            self._folder = ShardFolder(local, exist_ok=settings.exist_ok)
+        except BaseException:
+            self.cancel_future_jobs()
+            raise
 
     # -- what formats differ in
 

@@ -10,11 +10,13 @@ import threading
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
-from streaming.errors import MissingDependencyError
+from streaming.errors import BucketMissingError, EndpointUnreachableError, MissingDependencyError, RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from streaming.remote import Remote
 
 __all__ = ["Uploader"]
 
@@ -30,6 +32,7 @@ class Uploader:
 
         overrides = {} if attempts is None else {"attempts": max(1, attempts)}
         self._remote = open_remote(url, RemoteOptions.from_environment(**overrides))
+        _look(self._remote)
         workers = max_workers or _DEFAULT_WORKERS
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="upload")
         self._room = threading.Semaphore(2 * workers)
@@ -69,6 +72,16 @@ class Uploader:
         self._pool.shutdown(wait=True, cancel_futures=cancel)
         if self._bar is not None:
             self._bar.close()
+
+
+def _look(remote: Remote) -> None:
+    """Raises for a bucket that is not there, or a server that does not answer, before a sample is written in vain."""
+    try:
+        next(iter(remote.list("index.json")), None)
+    except (BucketMissingError, EndpointUnreachableError):
+        raise
+    except RemoteError:
+        pass  # who may not list may still write
 
 
 def _progress_bar(url: str) -> Any:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from streaming.errors import StreamingError
+from streaming.errors import BucketMissingError, StreamingError
 from streaming.mds.index import parse_index
 from streaming.writer import MDSWriter
 from streaming.writer_upload import Uploader
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.servers import StorageServer
 
 
 def fill(writer: MDSWriter, count: int = 40) -> None:
@@ -89,3 +92,23 @@ def test_the_writer_waits_for_uploads_that_fall_behind(tmp_path: Path) -> None:
     uploader.finish()
     uploader.close()
     assert names(tmp_path / "remote") == ["shard.0", "shard.1", "shard.2"]
+
+
+def test_the_folder_beside_a_remote_is_kept(tmp_path: Path) -> None:
+    """`remote=` says where a copy goes: what is in `out` stays, unless the writer is told otherwise."""
+    remote = tmp_path / "remote"
+    with MDSWriter(columns={"x": "int"}, out=tmp_path / "local", remote=remote.as_uri(), size_limit=300) as writer:
+        fill(writer)
+    assert names(tmp_path / "local") == names(remote) != []
+
+
+def test_a_bucket_that_is_not_there(moto: StorageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer is not even made, and leaves nothing."""
+    for name, value in moto.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(BucketMissingError, match="s3://not-there/x"):
+        MDSWriter(columns={"x": "int"}, out="s3://not-there/x")
+    with pytest.raises(BucketMissingError):
+        MDSWriter(columns={"x": "int"}, out=tmp_path / "local", remote="s3://not-there/x")
+    assert names(tmp_path) == []
