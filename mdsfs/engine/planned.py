@@ -143,8 +143,8 @@ class PlannedDataset:
 
     def samples_in(self, offsets: NDArray[np.int64], first: int, count: int) -> tuple[int, int]:
         """Samples of a shard that have a byte in these blocks."""
-        low = int(np.searchsorted(offsets, first * BLOCK, "right")) - 1
-        high = int(np.searchsorted(offsets, (first + count) * BLOCK, "left"))
+        low = int(offsets.searchsorted(first * BLOCK, "right")) - 1
+        high = int(offsets.searchsorted((first + count) * BLOCK, "left"))
         return max(low, 0), min(max(high, max(low, 0)), len(offsets) - 1)
 
 
@@ -241,16 +241,23 @@ class PlannedPolicy:
     def arrived(self, runs: Sequence[Change]) -> None:
         """See `Policy`."""
         here: dict[int, list[tuple[int, int]]] = {}
+        self._count(runs)
         for dataset, file, first, count in runs:
             planned = self.datasets.get(dataset.number)
             if planned is None or (shard := planned.shard_of(file)) < 0:
                 continue
-            self.planner.holds(dataset.number, shard, planned.held(shard))
             if not planned.shape.whole[shard]:
                 here.setdefault(dataset.number, []).extend(self._complete(planned, shard, file, (first, count)))
         for number, found in here.items():
             if found:
                 self.planner.arrived_all(number, _expanded(found))
+
+    def _count(self, runs: Sequence[Change]) -> None:
+        """Tell the planner what it has now of the shards that these blocks are of."""
+        for number, file in {(dataset.number, file) for dataset, file, _, _ in runs}:
+            planned = self.datasets.get(number)
+            if planned is not None and (shard := planned.shard_of(file)) >= 0:
+                self.planner.holds(number, shard, planned.held(shard))
 
     def _complete(self, planned: PlannedDataset, shard: int, file: int, run: Run) -> Iterator[tuple[int, int]]:
         """Runs of samples of the dataset that are here, now that some blocks are."""
@@ -290,11 +297,11 @@ class PlannedPolicy:
         """See `Policy`."""
         lost: dict[int, list[tuple[int, int]]] = {}
         sizes: dict[int, int] = {}
+        self._count(runs)
         for dataset, file, first, count in runs:
             planned = self.datasets.get(dataset.number)
             if planned is None or (shard := planned.shard_of(file)) < 0:
                 continue
-            self.planner.holds(dataset.number, shard, planned.held(shard))
             lost.setdefault(dataset.number, []).append(self._touched(planned, shard, (first, count)))
             sizes[dataset.number] = sizes.get(dataset.number, 0) + count * BLOCK
         for number, found in lost.items():

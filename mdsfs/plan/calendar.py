@@ -27,8 +27,8 @@ UNKNOWN = 1 << 60
 """The next use of a unit that the known orders do not use again."""
 ABSENT = -1
 """Said of a unit that is not in the cache: its entry is dropped."""
-# Units without a known next use may be very many; so many of them are looked at at a time.
-_SLICE = 4096
+# Units without a known next use may be very many; so many of them are looked at at a time. Few are asked for at once.
+_SLICE = 512
 # The bucket that is being passed is looked at so many times.
 _PARTS = 8
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import os
 import ssl
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from streaming.errors import CredentialsRefusedError, MissingDependencyError, UnsupportedSourceError
 from streaming.remote.connections import ConnectionPool
+from streaming.remote.s3_signing import Signer
 
 if TYPE_CHECKING:
     from streaming.remote.options import RemoteOptions
@@ -54,6 +56,7 @@ class S3Session:
         self.base = found.partition("?")[0].removesuffix("k")
         self.endpoint = f"{urlsplit(self.base).scheme}://{urlsplit(self.base).netloc}"
         self._host = _host_of(self.endpoint)
+        self._signer = Signer(self._host, self.region)
         self.pool = pool or ConnectionPool(self.endpoint, _tls(self.base, inner))
 
     def prepare(self, method: str, key: str, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -62,17 +65,14 @@ class S3Session:
         if self.pays:
             headers["x-amz-request-payer"] = "requester"
         if self.credentials is not None:
-            from botocore.auth import S3SigV4Auth
-            from botocore.awsrequest import AWSRequest
             from botocore.exceptions import BotoCoreError
 
-            request = AWSRequest(method, url, headers=headers)
             try:  # frozen: a refresh by another thread may not change the key between its halves
                 frozen = self.credentials.get_frozen_credentials()
             except BotoCoreError as error:
                 raise CredentialsRefusedError(f"{self.endpoint}: {error}; check the profile") from error
-            S3SigV4Auth(frozen, "s3", self.region).add_auth(request)
-            headers = dict(request.headers.items())
+            path, now = url.removeprefix(self.endpoint), datetime.now(UTC)
+            headers = self._signer.headers(method, path, headers, tuple(frozen)[:3], now)
         headers |= self.pool.headers()
         return self.pool.target(url.removeprefix(self.endpoint)), headers
 
