@@ -22,10 +22,8 @@ from streaming.errors import (
     CacheDirectoryError,
     CacheFullError,
     EngineRefusedError,
-    ObjectMissingError,
     ProtocolError,
     ReadTimeoutError,
-    ShardCorruptError,
     StreamingError,
     to_wire,
 )
@@ -35,8 +33,7 @@ from .connection import Connection, PeerGone
 from .counters import Activity
 from .keeping import ACTS
 from .membership import Begun, Membership
-from .wants import WantedRange
-from .widen import SURE_WINDOW, Widener
+from .opened import Opened, named
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
 
     from .dataset import Dataset
     from .engine import Engine
-    from .wants import Claim
+    from .wants import Claim, WantedRange
 
 __all__ = ["Peer", "Session"]
 
@@ -71,18 +68,6 @@ class Peer:
         return self.uid in (0, os.geteuid())
 
 
-class _Opened:
-    """A dataset as this connection numbers it."""
-
-    __slots__ = ("dataset", "local", "widener")
-
-    def __init__(self, dataset: Dataset, local: Callable[[str], Path | None] | None, max_window: int) -> None:
-        self.dataset = dataset
-        self.local = local
-        sizes = dataset.tables.files["size"]
-        self.widener = Widener(lambda file: int(sizes[file]) if 0 <= file < len(sizes) else None, max_window)
-
-
 class Session:
     """A connected client."""
 
@@ -95,7 +80,7 @@ class Session:
         self._engine = engine
         self._connection = connection
         self._nursery = nursery
-        self._datasets: dict[int, _Opened] = {}
+        self._datasets: dict[int, Opened] = {}
         self._running: set[int] = set()
         self._current = "", 0.0
         """The op that is being taken, and since when."""
@@ -181,13 +166,13 @@ class Session:
     def _time(self, op: str, begun: float) -> None:
         self._engine.timings.of("request_seconds", "op", op).observe(time.perf_counter() - begun)
 
-    def _opened(self, request: dict[str, Any]) -> _Opened:
+    def _opened(self, request: dict[str, Any]) -> Opened:
         opened = self._datasets.get(fields.number(request, "dataset"))
         if opened is None:
             raise ProtocolError(f"dataset: {request['dataset']} is not open on this connection")
         return opened
 
-    def _file(self, request: dict[str, Any]) -> tuple[_Opened, int]:
+    def _file(self, request: dict[str, Any]) -> tuple[Opened, int]:
         opened = self._opened(request)
         return opened, fields.number(request, "file", most=len(opened.dataset.tables.files) - 1)
 
@@ -236,7 +221,7 @@ class Session:
 
     def _number(self, dataset: Dataset, local: Callable[[str], Path | None] | None, url: str) -> dict[str, Any]:
         number = len(self._datasets) + 1
-        self._datasets[number] = _Opened(dataset, local, self._engine.max_window)
+        self._datasets[number] = Opened(dataset, local, self._engine.max_window)
         info = dataset.folder.info
         return {
             "dataset": number,
@@ -265,8 +250,8 @@ class Session:
     def _op_file(self, number: int, request: dict[str, Any]) -> None:
         opened, file = self._file(request)
         dataset = opened.dataset
-        if (path := _source_file(opened, file)) is not None:
-            self._answer(number, {"direct": True, "size": dataset.size(file)}, [_open_source(path, dataset.size(file))])
+        if (fd := opened.open_source(file)) is not None:
+            self._answer(number, {"direct": True, "size": dataset.size(file)}, [fd])
             return
         # Whoever has the descriptor reads by the table alone: what an earlier engine left must have been checked.
         if dataset.checked[file] and not dataset.folder.is_replaced(file):
@@ -305,11 +290,7 @@ class Session:
         for file, offset in touched:
             self._engine.cache.touch_resident(dataset, file, offset)
         self.activity.touched += len(touched)
-        wanted = [
-            (file, offset, min(offset + length, dataset.size(file)))
-            for file, offset, length in ranges
-            if length and offset < dataset.size(file) and _source_file(opened, file) is None
-        ]
+        wanted = opened.cached(ranges)
         if wanted:
             self.activity.wants += 1
             self.activity.note(dataset, wanted)
@@ -317,31 +298,15 @@ class Session:
             self.activity.hits += bool(wanted)
             self._grant(number, claim)
             return
-        self._run(number, lambda: self._want(number, opened, self._widened(opened, handle, wanted), timeout))
+        self._run(number, lambda: self._want(number, opened, opened.widened(self._engine, handle, wanted), timeout))
 
-    def _widened(
-        self, opened: _Opened, handle: int | None, wanted: Sequence[tuple[int, int, int]]
-    ) -> list[WantedRange]:
-        """The ranges with what is to be fetched around them; what lies ahead is on its way from here."""
-        found = []
-        for file, start, stop in dict.fromkeys(wanted):
-            around = (start, stop)
-            if handle is not None:
-                reach = opened.widener.reach(handle, file, start, stop - start)
-                planned = self._engine.planning.covers(opened.dataset)
-                around = around if planned else reach.demand[1:]
-                if not planned or reach.window >= SURE_WINDOW:
-                    self._engine.ahead.add(opened.dataset, reach.ahead)
-            found.append(WantedRange(file, start, stop, around))
-        return found
-
-    async def _want(self, number: int, opened: _Opened, wanted: list[WantedRange], patience: float) -> None:
+    async def _want(self, number: int, opened: Opened, wanted: list[WantedRange], patience: float) -> None:
         stall = self._engine.planning.waiting(opened.dataset, wanted, self.pid)
         with self.activity.wait(), stall, trio.move_on_after(patience):
             claim = await self._engine.wants.claim(opened.dataset, wanted)
             self._grant(number, claim)
             return
-        raise ReadTimeoutError(f"not fetched within {patience:g} s: {_named(opened.dataset, wanted)}")
+        raise ReadTimeoutError(f"not fetched within {patience:g} s: {named(opened.dataset, wanted)}")
 
     def _grant(self, number: int, claim: Claim) -> None:
         if (forgotten := self._claims.pop(number, None)) is not None:
@@ -363,15 +328,9 @@ class Session:
         opened = self._opened(request)
         if self._engine.planning.covers(opened.dataset):
             return  # it knows better, and what is read when
-        sizes = opened.dataset.tables.files["size"]
-        self._engine.ahead.add(
-            opened.dataset,
-            [
-                (file, offset, min(offset + length, int(sizes[file])))
-                for file, offset, length in fields.triples(request, "ranges")
-                if file < len(sizes) and _source_file(opened, file) is None
-            ],
-        )
+        files = len(opened.dataset.tables.files)
+        ranges = [each for each in fields.triples(request, "ranges") if each[0] < files]
+        self._engine.ahead.add(opened.dataset, opened.cached(ranges))
 
     def _op_ahead(self, number: int, request: dict[str, Any]) -> None:
         self._ahead(request)
@@ -482,29 +441,3 @@ ONE_WAY: Mapping[str, Callable[[Session, dict[str, Any]], None]] = {
     "position": Session._position,
     "retract": Session._retract,
 }
-
-
-def _source_file(opened: _Opened, file: int) -> Path | None:
-    """The source's own file where it can be handed out as it is: on a local disk, stored as it is shown."""
-    dataset = opened.dataset
-    if opened.local is None or dataset.shard_level or dataset.tables.compression(file) is not None:
-        return None
-    return opened.local(dataset.tables.key(file))
-
-
-def _open_source(path: Path, size: int) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ObjectMissingError(f"cannot open {path}: {error.strerror}") from error
-    found = os.fstat(fd).st_size
-    if found != size:
-        os.close(fd)
-        raise ShardCorruptError(f"{path}: expected {size} bytes, got {found}")
-    return fd
-
-
-def _named(dataset: Dataset, wanted: Sequence[WantedRange]) -> str:
-    first = wanted[0]
-    more = f" and {len(wanted) - 1} more ranges" if len(wanted) > 1 else ""
-    return f"{dataset.tables.name(first.file)} {first.start}-{first.stop}{more}"
