@@ -104,7 +104,7 @@ class Indexer:
             each.folder = str(number)
             folder = self._staging / each.folder
             with writing(folder):
-                folder.mkdir(mode=0o700)
+                folder.mkdir(mode=0o700, parents=True)
                 for name, chunks in each.contents.items():
                     _write(folder / name, chunks)
             each.contents = None

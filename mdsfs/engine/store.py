@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -107,11 +107,8 @@ class CacheStore:
     # ---- datasets ----------------------------------------------------------------------------------------------------
 
     def staging(self) -> Path:
-        """A new folder inside the cache, to be filled and given to `adopt`; the next engine removes forgotten ones."""
-        path = self.root / f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}"
-        with disk.writing(self.root):
-            path.mkdir(mode=0o700)
-        return path
+        """Where a new folder may be made, to be filled and given to `adopt`; the next engine removes forgotten ones."""
+        return self.root / f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}"
 
     def adopt(self, staged: Path, info: DatasetInfo, *, publish: Path | None = None) -> str:
         """Turn a staged folder (tables, index.json, index.orig) into a dataset's; returns its id.
@@ -170,12 +167,19 @@ class CacheStore:
         (self._links / name).unlink(missing_ok=True)
 
     def known(self, url: str, identity: Mapping[str, Any]) -> dict[str, DatasetInfo]:
-        """What earlier opens of this source left here, by id: their indexes need no second parsing."""
-        return {
-            name: info
-            for name, info in self._infos()
-            if info.url == url and info.identity.get("endpoint") == identity.get("endpoint")
-        }
+        """What earlier opens of this source left here, by id: their indexes need no second parsing.
+
+        A dataset that was found below another source is the same when it is opened by itself.
+        """
+        found = {}
+        for name, info in self._infos():
+            if info.identity.get("endpoint") != identity.get("endpoint"):
+                continue
+            if info.url == url:
+                found[name] = info
+            elif info.kind == "mds" and f"{info.url.rstrip('/')}/{info.prefix}" == url:
+                found[name] = replace(info, url=url, prefix="")
+        return found
 
     def dataset_ids(self) -> list[str]:
         """All dataset folders, longest unused first."""

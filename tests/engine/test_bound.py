@@ -88,3 +88,26 @@ def test_the_limit_holds_at_every_instant(
     status = engine.settled()
     assert status["cache"]["held_chunks"] == 0
     assert status["evictions"]["count"] > 0
+
+
+def test_an_engine_begins_on_a_full_disk(
+    start: Start, rclone: StorageServer, tmp_path: Path, own_filesystem: Path
+) -> None:
+    """What was open before is opened again, what is cached is there, and what is not passes by."""
+    data = write_dataset(tmp_path / "data", 2, MIB)
+    rclone.put_tree("full", data.folder)
+    engine = start(16 * MIB, env=rclone.variables, cache=f"{own_filesystem.name}/cache")
+    options = RemoteOptions(endpoint_url=rclone.endpoint)
+    reader = Reader(engine.client(), rclone.url("full"), data, options=options)
+    reader.check(0, 0, MIB)
+    engine.kill()
+    reader.close()
+    with open(own_filesystem / "of-somebody-else", "wb") as file:
+        found = os.statvfs(own_filesystem)
+        os.posix_fallocate(file.fileno(), 0, found.f_bfree * found.f_frsize)
+    again = start(16 * MIB, env=rclone.variables, cache=f"{own_filesystem.name}/cache")
+    reader = Reader(again.client(), rclone.url("full"), data, options=options)
+    reader.check(0, 0, MIB)
+    reader.check(1, 0, MIB)
+    assert reader.passed
+    reader.close()

@@ -179,6 +179,19 @@ async def test_an_unchanged_index_is_not_read_again(store: CacheStore, source: P
     assert other.datasets[0].id != first.datasets[0].id
 
 
+async def test_a_dataset_found_below_another_source_is_known_by_itself(store: CacheStore, source: Path) -> None:
+    """What a mount shows in a folder is opened by a reader of that folder without a byte being written."""
+    write(source, {"train/index.json": index(shard("s.mds")), "train/s.mds": b"0" * 10})
+    first = await find(store, source)
+
+    async def no_room(size: int) -> None:
+        raise AssertionError(f"{size} bytes to write")
+
+    again = await find(store, source / "train", make_room=no_room, listing=False)
+    assert [info.id for info in again.datasets] == [info.id for info in first.datasets if info.prefix == "train"]
+    assert again.datasets[0].prefix == ""
+
+
 async def test_room_is_made_before_anything_is_written(store: CacheStore, source: Path) -> None:
     """Whoever keeps the limit hears the size first, and may refuse."""
     write(source, {"index.json": index(shard("s.mds"))})

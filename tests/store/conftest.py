@@ -54,6 +54,7 @@ def add_dataset(store: CacheStore, *, hashes: bool = True, version: str = "1", p
     """A dataset folder, as the catalog would make it."""
     data = index_json(["sha1"] if hashes else [])
     staged = store.staging()
+    staged.mkdir()
     (staged / "tables").write_bytes(b"".join(build_tables(parse_index(data))))
     (staged / "index.json").write_bytes(data)
     (staged / "index.orig").write_bytes(data)

@@ -146,7 +146,8 @@ def test_what_killed_engines_left_half_made_is_removed(tmp_path: Path) -> None:
     with CacheStore.open(tmp_path) as store:
         name = add_dataset(store)
         left = [store.staging(), tmp_path / ".trash-x"]
-        (tmp_path / ".trash-x").mkdir()
+        for path in left:
+            path.mkdir()
     with CacheStore.open(tmp_path) as store:
         assert not any(path.exists() for path in left)
         assert [each.id for each in store.idle_folders()] == [name]
