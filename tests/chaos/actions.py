@@ -46,9 +46,7 @@ def begin(stage: Stage, action: Action) -> tuple[str, Callable[[], None] | None]
     if action.kind in _FAULTS:
         return _break(stage, action)
     if action.kind == "kill server":
-        os.kill(stage.server.pid, signal.SIGKILL)
-        stage.server.stop()
-        return "server", stage.start_server
+        return ("server", stage.start_server) if stage.kill_server() else ("", None)
     if action.kind == "fill disk":
         disk = list(stage.disks.values())[int(action.pick * len(stage.disks))]
         return f"{disk.name}: {disk.fill() >> 20} MiB", disk.empty

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from tests.chaos.processes import Processes, named
 from tests.chaos.reader import DOORS
 from tests.chaos.tally import Tally
 from tests.servers import FaultProxy, RcloneServer
-from tests.servers.base import clean_environment, free_port
+from tests.servers.base import clean_environment
 
 __all__ = ["LIMITS", "READ_TIMEOUT", "Mount", "Reader", "Stage"]
 
@@ -41,6 +43,15 @@ COMMAND_SECONDS = 120.0
 STARTS = (5, 11)
 # An endless loop of attempts to mount is not a busy one.
 PAUSE = 0.1
+
+
+def lasting_port() -> int:
+    """A free port below those that connections get, so that nobody has taken it when the server comes back."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Reader:
@@ -156,8 +167,8 @@ class Stage:
         self.seed = seed
         self.places = data.Places(home)
         self.processes = Processes()
-        self.port = free_port()
-        self.server = RcloneServer(self.places.bucket.parent, self.port)
+        self.server = RcloneServer(self.places.bucket.parent, lasting_port())
+        self._is_serving = False
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -203,6 +214,15 @@ class Stage:
         """The S3 server, at the same address again."""
         self.server.start()
         self.processes.own.add(self.server.pid)
+        self._is_serving = True
+
+    def kill_server(self) -> bool:
+        """kill -9; False where it is down already."""
+        was, self._is_serving = self._is_serving, False
+        if was:
+            os.kill(self.server.pid, signal.SIGKILL)
+            self.server.stop()  # collects it, and removes its log
+        return was
 
     def mdsfs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command to its end."""
