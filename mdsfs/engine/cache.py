@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,6 +20,7 @@ from streaming.engine.residency import BLOCK
 from .ledger import Ledger, chunk_blocks
 from .pins import Pins
 from .policy import ANYTHING, LeastRecentlyUsed
+from .victims import Victim, merged, punch_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -44,25 +44,6 @@ AT_ONCE = 8
 PINNED_FOR = 1.0
 # Evicted chunks of which a later fill is told in the log as a refetch.
 REMEMBERED = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class _Victim:
-    """Runs of resident blocks of one file on their way out, and the cells that they lie on."""
-
-    dataset: Dataset
-    file: int
-    runs: list[Run]
-    cells: tuple[Chunk, ...]
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        """The chunks that the runs lie on."""
-        return list(dict.fromkeys(chunk for run in self.runs for chunk in self.dataset.chunks(self.file, *run)))
-
-    @property
-    def blocks(self) -> int:
-        return sum(count for _, count in self.runs)
 
 
 class Cache:
@@ -191,7 +172,7 @@ class Cache:
             return True
         return False
 
-    def _choose(self, short: int, incoming: Incoming) -> list[_Victim]:
+    def _choose(self, short: int, incoming: Incoming) -> list[Victim]:
         """Victims enough for the shortfall, or none; at most one a file."""
         now, found, blocks = trio.current_time(), [], 0
         enough = max(short, min(self._batch, AT_ONCE * short))
@@ -203,9 +184,9 @@ class Cache:
             blocks += victim.blocks
             if blocks >= enough:
                 break
-        return _merged(found) if blocks >= short else []
+        return merged(found) if blocks >= short else []
 
-    def _candidates(self, incoming: Incoming) -> Iterator[_Victim]:
+    def _candidates(self, incoming: Incoming) -> Iterator[Victim]:
         """What may go, best first: neither held nor on its way out already."""
         for number, file, index, run in self.policy.victims(incoming):
             dataset = self.datasets[number]
@@ -228,11 +209,11 @@ class Cache:
             return False
         return not any(self.ledger.is_held(cell) or cell in busy for cell in dataset.cells(file, *run))
 
-    def _victim(self, dataset: Dataset, file: int, run: Run) -> _Victim | None:
+    def _victim(self, dataset: Dataset, file: int, run: Run) -> Victim | None:
         if not self.may_go(dataset.number, file, run):
             return None
         runs = list(dataset.residency.runs(file, *run, present=True))
-        return _Victim(dataset, file, runs, dataset.cells(file, *run)) if runs else None
+        return Victim(dataset, file, runs, dataset.cells(file, *run)) if runs else None
 
     async def evict_file(self, dataset: Dataset, file: int) -> str | None:
         """Take all of a file away because somebody asks for it; None when it has gone, else why all of it stays."""
@@ -247,7 +228,7 @@ class Cache:
             elif dataset.residency.count(file, *dataset.chunk_run(file, index)):
                 return "held by a reader"
         if victims:
-            await self._evict(_merged(victims))
+            await self._evict(merged(victims))
         return "in use by a reader" if self.ledger.resident_of(dataset.number, file) else None
 
     def pin(self, dataset: Dataset, files: Collection[int]) -> None:
@@ -265,7 +246,7 @@ class Cache:
             for first, count in dataset.residency.extents(file):
                 self.touch(dataset, file, first, count)
 
-    async def _evict(self, victims: list[_Victim]) -> None:
+    async def _evict(self, victims: list[Victim]) -> None:
         for victim in victims:
             self._begin(victim)
         self._gone_from(victims)
@@ -273,21 +254,21 @@ class Cache:
         try:
             # Shielded: what has lost its bits must either go or get them back.
             with trio.CancelScope(shield=True), self.timings.timed("evict_seconds"):
-                gone = await trio.to_thread.run_sync(_punch_all, victims)
+                gone = await trio.to_thread.run_sync(punch_all, victims)
             for victim, done in zip(victims, gone, strict=True):
                 self._end(victim, gone=done)
         finally:
             self._evicting -= 1
             self._evicted.unpark_all()
 
-    def _begin(self, victim: _Victim) -> None:
+    def _begin(self, victim: Victim) -> None:
         dataset, file = victim.dataset, victim.file
         dataset.begin_change(file)
         for first, count in victim.runs:
             dataset.residency.clear_blocks(file, first, count)
         dataset.working(file).busy.update(dict.fromkeys(victim.cells, trio.Event()))
 
-    def _gone_from(self, victims: list[_Victim]) -> None:
+    def _gone_from(self, victims: list[Victim]) -> None:
         self.policy.gone([(victim.dataset, victim.file, *run) for victim in victims for run in victim.runs])
         for victim in victims:
             dataset, file = victim.dataset, victim.file
@@ -295,7 +276,7 @@ class Cache:
                 if not dataset.residency.count(file, *dataset.chunk_run(file, chunk[2])):
                     self.policy.forget(chunk)
 
-    def _end(self, victim: _Victim, *, gone: bool) -> None:
+    def _end(self, victim: Victim, *, gone: bool) -> None:
         dataset, file = victim.dataset, victim.file
         if gone:
             self._pinned.pop((dataset.number, file), None)
@@ -318,7 +299,7 @@ class Cache:
             busy.pop(cell).set()
         dataset.rest(file)
 
-    def _remember(self, victim: _Victim) -> None:
+    def _remember(self, victim: Victim) -> None:
         first, (last, count) = victim.runs[0][0], victim.runs[-1]
         log.info(
             "evicted dataset=%d file=%d range=%d-%d bytes=%d",
@@ -479,40 +460,6 @@ class Cache:
 
 def _fixed_name(number: int) -> str:
     return f"dataset {number}"
-
-
-def _merged(victims: list[_Victim]) -> list[_Victim]:
-    """One victim a file: two could share a cell, and each block must be counted once."""
-    found: dict[FileKey, list[_Victim]] = {}
-    for each in victims:
-        found.setdefault((each.dataset.number, each.file), []).append(each)
-    return [each[0] if len(each) == 1 else _joined(each) for each in found.values()]
-
-
-def _joined(victims: list[_Victim]) -> _Victim:
-    runs: list[Run] = []
-    for first, count in sorted(run for each in victims for run in each.runs):
-        end = runs[-1][0] + runs[-1][1] if runs else -1
-        if first <= end:
-            runs[-1] = runs[-1][0], max(end, first + count) - runs[-1][0]
-        else:
-            runs.append((first, count))
-    cells = tuple(dict.fromkeys(cell for each in victims for cell in each.cells))
-    return _Victim(victims[0].dataset, victims[0].file, runs, cells)
-
-
-def _punch_all(victims: list[_Victim]) -> list[bool]:
-    """Per victim: whether its blocks are gone. In a thread."""
-    return [_punch(victim) for victim in victims]
-
-
-def _punch(victim: _Victim) -> bool:
-    runs = [(first * BLOCK, count * BLOCK) for first, count in victim.runs]
-    try:
-        return victim.dataset.folder.punch_runs(victim.file, runs)
-    except OSError as error:
-        log.error("cannot punch dataset=%d file=%d: %s", victim.dataset.number, victim.file, error)
-        return False
 
 
 def _scrub_all(dataset: Dataset, file: int, runs: list[Run]) -> None:

@@ -21,8 +21,10 @@ from mdsfs.plan.track import prepare, shards_read
 from streaming.engine.residency import BLOCK
 from streaming.errors import StreamingError
 
-from .planned import PlannedDataset, PlannedPolicy, advice
-from .stalls import Stall, Stalls
+from .knownjob import KnownJob, streams_of
+from .planned import PlannedPolicy, advice
+from .planneddataset import PlannedDataset
+from .stalls import Stall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,19 +59,6 @@ MOST_JOBS = 32
 SORTED_AT_ONCE = 1
 
 
-class _Known:
-    """A job with what the planner has been told of it."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.epochs: dict[int, NDArray[np.int64]] = {}
-        """Orders that the planner has, or is about to get."""
-        self.numbers: set[int] = set()
-        """Datasets."""
-        self.stalls = Stalls()
-        self.warnings: list[str] = []
-
-
 class _Under:
     """A fetch under way, in so many flights."""
 
@@ -89,7 +78,7 @@ class Planning:
         self.planner = Planner(cache.ledger.limit * BLOCK)
         self.policy = PlannedPolicy(self.planner)
         self._cache, self._fills, self._nursery = cache, fills, nursery
-        self._jobs: dict[str, _Known] = {}
+        self._jobs: dict[str, KnownJob] = {}
         self._admitting: dict[int, trio.Event] = {}
         self._sorting = trio.CapacityLimiter(SORTED_AT_ONCE)
         self._under: set[_Under] = set()
@@ -115,7 +104,7 @@ class Planning:
             log.warning("job %s is not planned: %d others are", job.key, MOST_JOBS)
             return
         if known is None or known.job is not job:
-            known = self._jobs[job.key] = _Known(job)
+            known = self._jobs[job.key] = KnownJob(job)
         for epoch in [epoch for epoch, order in known.epochs.items() if job.orders.get(epoch) is not order]:
             del known.epochs[epoch]
             self.planner.drop_epoch(job.key, epoch)
@@ -144,14 +133,14 @@ class Planning:
 
     # ---- orders ------------------------------------------------------------------------------------------------------
 
-    async def _learn(self, known: _Known, epoch: int, order: NDArray[np.int64]) -> None:
+    async def _learn(self, known: KnownJob, epoch: int, order: NDArray[np.int64]) -> None:
         """Prepare an epoch's order, and give it to the planner if it is still wanted then."""
         job = known.job
         datasets = {each.number: each for each in job.datasets if each is not None}
         try:
             for dataset in datasets.values():
                 await self._admit(known, dataset)
-            streams = _streams(job)
+            streams = streams_of(job)
             shapes = {number: self.policy.datasets[number].shape for number in streams}
             prepared = await trio.to_thread.run_sync(prepare, order, streams, shapes, limiter=self._sorting)
         except Exception as error:  # whatever somebody has hinted ends neither the engine nor a reader
@@ -172,7 +161,7 @@ class Planning:
         self._set_capacity()
         self._work.set()
 
-    async def _say(self, known: _Known, number: int, prepared: Prepared) -> None:
+    async def _say(self, known: KnownJob, number: int, prepared: Prepared) -> None:
         """What was chosen for a dataset, and what that costs where shards can't be fetched by range."""
         if (planned := self.policy.datasets.get(number)) is None:
             return  # the job has ended meanwhile
@@ -189,7 +178,7 @@ class Planning:
         )
         log.warning("%s", known.warnings[0])
 
-    async def _admit(self, known: _Known, dataset: Dataset) -> None:
+    async def _admit(self, known: KnownJob, dataset: Dataset) -> None:
         """Make a dataset known to the planner."""
         known.numbers.add(dataset.number)
         while (event := self._admitting.get(dataset.number)) is not None:
@@ -392,37 +381,8 @@ class Planning:
         known, state = self._jobs.get(key), self.planner.state_of(key)
         if known is None or state is None:
             return None
-        regimes = [
-            {
-                "url": self.policy.datasets[number].dataset.url,
-                "regime": regime.kind,
-                "reason": regime.reason,
-                "changes_at_bytes": regime.changes_at_bytes,
-            }
-            for number, regime in state.regimes.items()
-            if number in self.policy.datasets
-        ]
-        return {
-            "epoch": state.epoch,
-            "position": state.position,
-            "horizon": state.horizon,
-            "known": state.known,
-            "ahead_bytes": state.ahead_bytes,
-            "datasets": regimes,
-            "stalls": known.stalls.to_json(),
-            "warnings": known.warnings,
-        }
+        return known.to_json(state, {number: each.dataset.url for number, each in self.policy.datasets.items()})
 
 
 def _span(wanted: WantedRange) -> tuple[int, int]:
     return wanted.start, wanted.stop - wanted.start
-
-
-def _streams(job: Job) -> dict[int, list[Stream]]:
-    """Per dataset its parts of the job's ids."""
-    found: dict[int, list[Stream]] = {}
-    for place, dataset in enumerate(job.datasets):
-        if dataset is not None:
-            first, stop = int(job.first_ids[place]), int(job.first_ids[place + 1])
-            found.setdefault(dataset.number, []).append((dataset.number, first, stop - first))
-    return found

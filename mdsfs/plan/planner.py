@@ -13,13 +13,14 @@ shards and samples are counted within their dataset. Every call costs what it ch
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import calendar
 from .calendar import UNKNOWN, Calendar
+from .job import JobState, PlannedJob
+from .link import Link
 from .lookahead import Lot, Namer, look
 from .regime import choose
 from .state import ABSENT, HERE, WANTED, DatasetState, Fetch, Unit
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .epoch import Stream
-    from .regime import Regime
     from .shape import Shape
     from .track import Prepared
 
@@ -53,74 +53,6 @@ LOT_SHARE = 64
 LOTS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """What is known of the way to the store."""
-
-    bandwidth: float = 125e6
-    """Bytes per second."""
-    latency: float = 0.03
-    """Seconds until the first byte."""
-    request: float = 0.0005
-    """Seconds of the link, or of a processor, that a request costs beside its bytes."""
-
-    @property
-    def in_flight(self) -> int:
-        """Bytes that must be on their way for the link to be busy."""
-        return int(self.bandwidth * self.latency)
-
-    @property
-    def gap(self) -> int:
-        """Bytes that may be fetched for nothing if that saves a request."""
-        return int(self.bandwidth * self.request)
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """Where a job is, for people."""
-
-    epoch: int | None
-    position: int
-    """Samples of that epoch that all readers of the host have read, about."""
-    horizon: int
-    """How many samples ahead of that everything has been asked for."""
-    known: int
-    """How many samples ahead of that the order is known."""
-    ahead_bytes: int
-    """About how many bytes the horizon is away."""
-    regimes: Mapping[int, Regime]
-    """By dataset."""
-
-
-class _Job:
-    """A track with what the planner remembers of it."""
-
-    def __init__(self, name: str, track: Track, streams: Mapping[int, Sequence[Stream]]) -> None:
-        self.name, self.track, self.streams = name, track, streams
-        self.near = self.far = 0
-        """Keys up to which was asked for what is read soon, sample by sample, and for all that is to be here."""
-        self.missed: list[tuple[int, int, int]] = []
-        """A heap of (key, dataset, sample) before the keys that were asked for in vain, or taken away since."""
-        self.calendars: dict[tuple[int, bool], Calendar] = {}
-        """By dataset, and whether the units are shards."""
-        self.given, self.began = 0.0, 0
-        self.stuck = False
-        """There was no room for what it asked for: nothing is asked for again before a reader has gone on."""
-
-    def __repr__(self) -> str:
-        return f"_Job({self.name}, {self.track})"
-
-    @property
-    def epoch(self) -> Prepared | None:
-        """The last one that is known."""
-        return next(reversed(self.track.epochs.values()), None)
-
-    def restart(self) -> None:
-        """Look at everything again from the front on."""
-        self.near = self.far = self.began = self.track.front
-        self.missed.clear()
-
-
 class Planner:
     """One cache's plan. `capacity`: bytes that it has for data."""
 
@@ -128,7 +60,7 @@ class Planner:
         self.link = link or Link()
         self.capacity = capacity
         self._datasets: dict[int, DatasetState] = {}
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, PlannedJob] = {}
         self._share = 1.0  # of what an epoch of all jobs reads, what the cache can hold
         self._evicted = 0.0
         self.more = False
@@ -164,7 +96,7 @@ class Planner:
         """
         known = self._jobs.get(job)
         if known is None:
-            known = self._jobs[job] = _Job(job, Track(), streams)
+            known = self._jobs[job] = PlannedJob(job, Track(), streams)
         if not known.track.add(number, prepared):
             known.calendars.clear()
             known.restart()
@@ -220,7 +152,7 @@ class Planner:
             found[number] = Needs(need.samples, need.shards, min(need.window, size))
         return found
 
-    def _list_all(self, job: _Job) -> None:
+    def _list_all(self, job: PlannedJob) -> None:
         """Put everything that is here into a new job's calendars; where it belongs turns out when it is looked at."""
         for number in job.streams:
             state = self._datasets[number]
@@ -229,7 +161,7 @@ class Planner:
             for units, by_shard in ((np.flatnonzero(kept), False), (np.flatnonzero(state.held * state.by_shard), True)):
                 self._calendar(job, number, by_shard=by_shard).put(units, np.full(len(units), UNKNOWN, np.int64))
 
-    def _calendar(self, job: _Job, number: int, *, by_shard: bool) -> Calendar:
+    def _calendar(self, job: PlannedJob, number: int, *, by_shard: bool) -> Calendar:
         found = job.calendars.get((number, by_shard))
         if found is None:
             epoch = job.epoch
@@ -342,7 +274,7 @@ class Planner:
             for place in np.flatnonzero(~whole & (keys < max(job.near, job.far))).tolist():
                 heapq.heappush(job.missed, (int(keys[place]), number, int(samples[place])))
 
-    def _readers(self, number: int) -> Iterator[_Job]:
+    def _readers(self, number: int) -> Iterator[PlannedJob]:
         return (job for job in self._jobs.values() if number in job.streams)
 
     # ---- what to do --------------------------------------------------------------------------------------------------
@@ -375,9 +307,9 @@ class Planner:
                     found.append(fetch)
         return found
 
-    def _next_job(self, blocked: set[str], *, near: bool) -> _Job | None:
+    def _next_job(self, blocked: set[str], *, near: bool) -> PlannedJob | None:
         """The job whose cursor is least ahead of its readers."""
-        best: tuple[int, _Job] | None = None
+        best: tuple[int, PlannedJob] | None = None
         for job in self._jobs.values():
             front = job.track.front
             job.near, job.far = max(job.near, front), max(job.far, front)
@@ -390,7 +322,7 @@ class Planner:
                 best = cursor - front, job
         return best[1] if best else None
 
-    def _step(self, job: _Job, blocked: set[str], *, near: bool) -> list[Fetch]:
+    def _step(self, job: PlannedJob, blocked: set[str], *, near: bool) -> list[Fetch]:
         """The next fetches of a job, and its cursor moved past them."""
         track = job.track
         front = track.front
@@ -411,7 +343,7 @@ class Planner:
                 job.far = lot.stop
         return sorted(found, key=lambda fetch: (fetch.key, fetch.kind != "head"))
 
-    def _look(self, job: _Job, cursor: int, limit: int) -> Lot | None:
+    def _look(self, job: PlannedJob, cursor: int, limit: int) -> Lot | None:
         """The next stretch: a small part of the cache, since all that a request of it brings comes for its first."""
         stretch = max(int(self.capacity / LOT_SHARE / self._position_bytes(job)), 1)
         return look(job.track, job.streams, self._datasets, cursor, min(limit, cursor + stretch))
@@ -427,7 +359,7 @@ class Planner:
             single &= ~state.is_complete(shards)
         yield from namer.samples(state, samples[single], keys[single])
 
-    def _missed(self, job: _Job, limit: int) -> Iterable[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    def _missed(self, job: PlannedJob, limit: int) -> Iterable[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         found: dict[int, list[tuple[int, int]]] = {}
         for _ in range(min(len(job.missed), 1024)):
             if job.missed[0][0] >= limit:
@@ -442,7 +374,7 @@ class Planner:
             wanted = keys < max(job.near, job.far)
             yield number, samples[wanted], keys[wanted]
 
-    def _step_back(self, job: _Job, left: Sequence[Fetch]) -> None:
+    def _step_back(self, job: PlannedJob, left: Sequence[Fetch]) -> None:
         """These fetches, what is left of a lot, are for later; so is what would have waited for their heads."""
         if left[0].near:
             job.near = min(job.near, left[0].key)
@@ -468,7 +400,7 @@ class Planner:
     def victims(self, distance: int = -1) -> Iterator[Unit]:
         """What may go for something that is read after `distance` samples: all that is read later, furthest first."""
 
-        def units(job: _Job, number: int, by_shard: bool) -> Iterator[Unit]:
+        def units(job: PlannedJob, number: int, by_shard: bool) -> Iterator[Unit]:
             state = self._datasets[number]
             front = job.track.front
             for key, unit in job.calendars[number, by_shard].furthest(self._current(job, number, by_shard=by_shard)):
@@ -506,7 +438,7 @@ class Planner:
             found = min(found, key if key >= UNKNOWN else key - job.track.front)
         return found
 
-    def _current(self, job: _Job, number: int, *, by_shard: bool) -> calendar.Current:
+    def _current(self, job: PlannedJob, number: int, *, by_shard: bool) -> calendar.Current:
         state = self._datasets[number]
 
         def current(units: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -525,7 +457,7 @@ class Planner:
         """Bytes that may still be given up for what is read far ahead."""
         return sum(job.given + self._due(job) for job in self._jobs.values()) - self._evicted
 
-    def _due(self, job: _Job) -> float:
+    def _due(self, job: PlannedJob) -> float:
         return (1.0 - self._share) * max(job.track.front - job.began, 0) * self._position_bytes(job)
 
     def _settle(self) -> None:
@@ -534,7 +466,7 @@ class Planner:
             job.given += self._due(job)
             job.began = job.track.front
 
-    def _position_bytes(self, job: _Job) -> float:
+    def _position_bytes(self, job: PlannedJob) -> float:
         """Bytes of data that are read first at a position, on average."""
         epoch = job.epoch
         if epoch is None or not epoch.epoch.positions:
@@ -553,12 +485,12 @@ class Planner:
                 return True
         return False
 
-    def _row(self, job: _Job) -> int:
+    def _row(self, job: PlannedJob) -> int:
         """Positions of one batch of each reader of the host."""
         epoch = job.epoch
         return epoch.epoch.ranks * epoch.epoch.workers * epoch.epoch.size if epoch else 1
 
-    def _near_positions(self, job: _Job) -> int:
+    def _near_positions(self, job: PlannedJob) -> int:
         each = self._position_bytes(job)
         # What is read soon pushes out what the next epoch could have found here: a small part of an epoch's bytes.
         spared = self.capacity * NEAR_PART / max(self._share, NEAR_PART) / each
