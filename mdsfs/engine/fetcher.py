@@ -1,8 +1,8 @@
 """A fetcher process: takes jobs from its engine's socket, does them in plain threads, reports what was written.
 
 `python -m mdsfs.engine.fetcher`, started by `pool`. Memory is bounded by the options: per thread two buffers of 512 KiB
-and the frame at hand, eight buffers of 128 KiB for small jobs, and one part (4 MiB) read ahead for streams. It dies
-with its engine.
+and the frame at hand, eight buffers of 128 KiB for small jobs, one part (4 MiB) read ahead for streams, and the bytes
+of two groups of small jobs (1 MiB each). It dies with its engine.
 """
 
 from __future__ import annotations

@@ -87,15 +87,15 @@ class Grouped:
 
     def depart(self, flights: Iterable[Flight]) -> None:
         """Fly these, all of them for somebody who waits, or none; together where they may."""
-        for group in self._cut(flights):
+        etags: dict[FileKey, str | None] = {}
+        for group in self._cut(flights, etags):
             if len(group) == 1:
                 self._nursery.start_soon(self._flying.fly, group[0], name="fill")
             else:
-                self._nursery.start_soon(self._fly, group, name=f"fill of {len(group)}")
+                self._nursery.start_soon(self._fly, group, etags, name=f"fill of {len(group)}")
 
-    def _cut(self, flights: Iterable[Flight]) -> Iterator[list[Flight]]:
-        """Groups of one source each, in the order of reading."""
-        etags: dict[FileKey, str | None] = {}
+    def _cut(self, flights: Iterable[Flight], etags: dict[FileKey, str | None]) -> Iterator[list[Flight]]:
+        """Groups of one source each, in the order of reading; and the versions of their objects."""
         groups: dict[int, tuple[list[Flight], list[int]]] = {}
         for flight in flights:
             key = (flight.dataset.number, flight.file)
@@ -121,12 +121,12 @@ class Grouped:
 
     # ---- flying ------------------------------------------------------------------------------------------------------
 
-    async def _fly(self, flights: list[Flight]) -> None:
+    async def _fly(self, flights: list[Flight], etags: dict[FileKey, str | None]) -> None:
         left: Left = dict.fromkeys(flights)
         try:
             await self._clear_way(left)
             if left:
-                await self._fetch(flights, left)
+                await self._fetch(flights, left, etags)
         except (StreamingError, OSError) as error:
             log.debug("%d fills of a group are left: %s", len(left), error)
         except BaseException:
@@ -141,9 +141,7 @@ class Grouped:
             self._nursery.start_soon(self._flying.fly, flight, name="fill again")
 
     async def _clear_way(self, left: Left) -> None:
-        """Wait until nothing of an earlier life is in the way, and claim the room; for what is read last if need be
-        not.
-        """
+        """Wait until no earlier life is in the way, and claim the room; if need be only for what is read first."""
         flying = self._flying
         if not flying.disk.takes(sum(flight.count for flight in left) * BLOCK):
             await self._no_room(left, list(left))
@@ -175,10 +173,9 @@ class Grouped:
             if flight not in again:
                 await self._flying.land(flight, None, no_room=True)
 
-    async def _fetch(self, flights: list[Flight], left: Left) -> None:
+    async def _fetch(self, flights: list[Flight], left: Left, etags: dict[FileKey, str | None]) -> None:
         flying, files = self._flying, _Files()
         dataset = flights[0].dataset
-        etags = {file: dataset.etag(file) for file in {flight.file for flight in left}}
 
         def written(parts: list[Told]) -> None:
             self._bring([(flights[number], edges) for number, edges in parts], left, files)
@@ -198,8 +195,8 @@ class Grouped:
         if not left:
             flying.disk.worked()
 
-    def _job(self, flight: Flight, etags: dict[int, str | None]) -> RangeJob | FramesJob:
-        job = self._flying.job(flight, etags[flight.file])
+    def _job(self, flight: Flight, etags: dict[FileKey, str | None]) -> RangeJob | FramesJob:
+        job = self._flying.job(flight, etags[flight.dataset.number, flight.file])
         assert isinstance(job, RangeJob | FramesJob)
         return job
 
