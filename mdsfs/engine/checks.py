@@ -1,4 +1,4 @@
-"""What an earlier engine left in the cache files: looked at once in this engine's life, before a file's first use."""
+"""Cache files are hashed: what an earlier engine left before its first use, what came unverified before it is named."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from streaming.errors import StreamingError
+
 from .jobs import HashJob
-from .pool import DEMAND
+from .pool import AHEAD, DEMAND
 
 if TYPE_CHECKING:
     from .cache import Cache
     from .dataset import Dataset
     from .framing import Edges
+    from .jobs import JobResult
     from .pool import FetcherPool
 
 __all__ = ["Checks"]
@@ -23,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Checks:
-    """See `check`."""
+    """See `check` and `verify`."""
 
     def __init__(self, cache: Cache, pool: FetcherPool, edges: Edges) -> None:
         self.cache, self.pool, self.edges = cache, pool, edges
@@ -51,6 +54,33 @@ class Checks:
             event.set()
             dataset.rest(file)
 
+    async def verify(self, dataset: Dataset, file: int) -> None:
+        """Hash a complete shard that was served as it came, so that it can have its name; a wrong one leaves.
+
+        Meanwhile it is read, and may be taken away: then nothing is known of it.
+        """
+        work, generation = dataset.working(file), dataset.residency.generation(file)
+        if work.checking is not None:
+            return
+        work.checking = trio.Event()
+        try:
+            result = await self._hashed(dataset, file, AHEAD)
+            if not dataset.is_complete(file) or dataset.residency.generation(file) != generation:
+                return
+            if result.hashes_ok:
+                dataset.folder.note(file, complete=True, level="shard")
+                dataset.folder.publish(file)
+            else:
+                log.warning("evicting dataset=%d file=%d: it has another hash than the index", dataset.number, file)
+                self.edges.forget((dataset.number, file))
+                await self.cache.evict_file(dataset, file)
+        except StreamingError as error:
+            log.warning("cannot verify dataset=%d file=%d: %s", dataset.number, file, error)
+        finally:
+            event, work.checking = work.checking, None
+            event.set()
+            dataset.rest(file)
+
     async def _check(self, dataset: Dataset, file: int) -> None:
         if not self.cache.ledger.resident_of(dataset.number, file):
             return
@@ -64,12 +94,16 @@ class Checks:
 
     async def _hash(self, dataset: Dataset, file: int) -> bool:
         """Whether a complete file has the hash that it should have."""
-        fd = dataset.folder.open_file(file)
-        try:
-            job = HashJob(dataset.size(file), dataset.folder.expected_hashes(file), key=dataset.tables.key(file))
-            result = await self.pool.run(dataset.url, dataset.remote_options, job, fd, priority=DEMAND, on_extent=None)
-        finally:
-            os.close(fd)
+        result = await self._hashed(dataset, file, DEMAND)
         if result.hashes_ok:
             dataset.folder.note(file, complete=True, level="shard")
         return bool(result.hashes_ok)
+
+    async def _hashed(self, dataset: Dataset, file: int, priority: int) -> JobResult:
+        fd = dataset.folder.open_file(file)
+        try:
+            job = HashJob(dataset.size(file), dataset.folder.expected_hashes(file), key=dataset.tables.key(file))
+            options = dataset.remote_options
+            return await self.pool.run(dataset.url, options, job, fd, priority=priority, on_extent=None)
+        finally:
+            os.close(fd)

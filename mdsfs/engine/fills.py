@@ -88,8 +88,13 @@ class Fills:
         self.pool = pool
         self.forms = Forms(pool)
         self.edges = Edges(edges)
-        self.check = Checks(cache, pool, self.edges).check
-        self.flying = Flying(cache, disk, pool, self.forms, self.edges)
+        checks = Checks(cache, pool, self.edges)
+        self.check = checks.check
+
+        def verify(dataset: Dataset, file: int) -> None:
+            nursery.start_soon(checks.verify, dataset, file, name=f"verify {dataset.number}/{file}")
+
+        self.flying = Flying(cache, disk, pool, self.forms, self.edges, verify)
         self.wait_landing = self.flying.wait_landing
         self.waiting = 0
         self._nursery = nursery

@@ -21,6 +21,8 @@ from .policy import Incoming
 from .pool import AHEAD, DEMAND
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .cache import Cache
     from .cachedisk import CacheDisk
     from .dataset import Dataset
@@ -46,8 +48,18 @@ class NoRoomError(Exception):
 class Flying:
     """All flights that are under way."""
 
-    def __init__(self, cache: Cache, disk: CacheDisk, pool: FetcherPool, forms: Forms, edges: Edges) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        disk: CacheDisk,
+        pool: FetcherPool,
+        forms: Forms,
+        edges: Edges,
+        verify: Callable[[Dataset, int], None],
+    ) -> None:
+        """`verify` has a complete file hashed, without waiting for that."""
         self.cache, self.disk, self.pool, self.forms, self.edges = cache, disk, pool, forms, edges
+        self._verify = verify
         self.running = 0
         self.failed = 0
         self.refetched = 0
@@ -173,6 +185,8 @@ class Flying:
             return
         dataset.folder.note(file, complete=True, level=self.level(flight, result), own_hash=result.own_hash)
         if dataset.folder.is_published and self._fits(dataset):
+            if dataset.folder.is_unverified(file):
+                self._verify(dataset, file)
             dataset.folder.publish(file)
 
     def _fits(self, dataset: Dataset) -> bool:

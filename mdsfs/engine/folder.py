@@ -390,15 +390,17 @@ class DatasetFolder:
         """
         final = self.layout.final(self.tables.name(n))
         state = self.state.get(n)
-        if final is None or state.published or not state.complete:
-            return
-        if state.level != "shard" and self.tables.hashes(n):
+        if final is None or state.published or not state.complete or self.is_unverified(n):
             return
         with disk.writing(final):
             final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.state.note(n, None, published=True)
             os.rename(self.layout.partial(n), final)
             self.state.note(n, os.stat(final, follow_symlinks=False))
+
+    def is_unverified(self, n: int) -> bool:
+        """Whether the index has a hash for a file, which was not compared yet."""
+        return self.state.get(n).level != "shard" and bool(self.tables.hashes(n))
 
     def _finish_publishing(self, n: int) -> None:
         final = self.layout.final(self.tables.name(n))

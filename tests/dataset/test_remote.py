@@ -121,9 +121,11 @@ def test_refusals(store: StorageServer, tmp_path: Path, cache: Path) -> None:
     assert isinstance(missing.value, FileNotFoundError)
 
 
-def test_shards_one_by_one(store: StorageServer, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("hashes", [None, "sha1"])
+def test_shards_one_by_one(store: StorageServer, tmp_path: Path, cache: Path, hashes: str | None) -> None:
     """A stream's shards are known before any is there; each is fetched when that is asked for, and is a file then."""
-    url = put(store, write(tmp_path / "a" / "train", [50, 30], compression="zstd"), f"{tmp_path.name}/train")
+    folder = write(tmp_path / "a" / "train", [50, 30], compression="zstd", hashes=hashes)
+    url = put(store, folder, f"{tmp_path.name}/train")
     stream = Stream(remote=url.rpartition("/")[0], local=str(cache), split="train")
     shards = stream.get_shards(World(1, 1, 1, 0), False)
     assert stream.get_index_size() == (cache / "train" / "index.json").stat().st_size
@@ -140,6 +142,21 @@ def test_shards_one_by_one(store: StorageServer, tmp_path: Path, cache: Path) ->
     assert dataset.shards[0].is_here()
     until(lambda: {path.name for path in cache.glob("train/*.mds")} == {"shard.00000.mds", "shard.00001.mds"})
     assert ids(dataset.shards[0]) == list(range(50))
+
+
+def test_a_shard_that_is_not_what_the_index_says_gets_no_name(
+    store: StorageServer, tmp_path: Path, cache: Path
+) -> None:
+    """Nobody has asked for its hash to be checked, and it is read as it comes; but it leaves when it was hashed."""
+    folder = Path(write(tmp_path / "a", [50, 30], hashes="sha1"))
+    shard = folder / "shard.00000.mds"
+    shard.write_bytes(shard.read_bytes().replace(b"sample 7", b"sample 8", 1))
+    dataset = StreamingDataset(remote=put(store, str(folder), tmp_path.name), local=str(cache), batch_size=1)
+    for number in range(2):
+        dataset.prepare_shard(number)
+    until(lambda: {path.name for path in cache.glob("*.mds")} == {"shard.00001.mds"})
+    until(lambda: not dataset.shards[0].is_here())
+    assert dataset[7]["text"] == "sample 8"
 
 
 @pytest.mark.parametrize("split", [None, "train"])
