@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from streaming.remote import Remote
     from streaming.remote.interface import ManyReader
 
-    from .jobs import GroupJob, Piece
+    from .jobs import GroupJob, Part, Piece
 
 __all__ = ["GroupSink", "do_group"]
 
@@ -87,15 +87,36 @@ class GroupSink:
 
 
 class _PartSink:
-    """One file of a group, as what writes frames knows it."""
+    """One file of a group, as what writes frames knows it: neighbouring pieces are written at once, by `end`."""
 
-    __slots__ = ("_file", "_sink")
+    __slots__ = ("_at", "_file", "_pieces", "_sink", "_stop")
 
     def __init__(self, sink: GroupSink, file: int) -> None:
         self._sink, self._file = sink, file
+        self._pieces: list[memoryview] = []
+        self._at = self._stop = 0
 
     def write(self, data: memoryview, at: int) -> None:
-        self._sink.write(self._file, data, at)
+        """Write all of it, now or at the next piece that lies elsewhere."""
+        if at != self._stop:
+            self.end()
+            self._at = self._stop = at
+        self._pieces.append(data)
+        self._stop += len(data)
+
+    def end(self) -> None:
+        """Write what is left."""
+        if self._pieces:
+            whole = self._pieces[0] if len(self._pieces) == 1 else memoryview(b"".join(self._pieces))
+            self._pieces = []
+            self._sink.write(self._file, whole, self._at)
+
+
+def _write_part(part: Part, job: FramesJob, stored: memoryview, sink: GroupSink) -> tuple[Piece, ...]:
+    joined = _PartSink(sink, part.file)
+    edges = write_frames(job, stored, joined)
+    joined.end()
+    return edges
 
 
 def do_group(job: GroupJob, remote: Remote, sink: GroupSink, report: Callable[[Told], None]) -> dict[str, Any]:
@@ -121,14 +142,14 @@ def do_group(job: GroupJob, remote: Remote, sink: GroupSink, report: Callable[[T
             done(number, ())
             return
         try:
-            edges = write_frames(part.job, data, _PartSink(sink, part.file))
+            edges = _write_part(part, part.job, data, sink)
         except StreamingError:
             return  # wrong bytes: it is fetched again by itself, and told of if they stay wrong
         done(number, edges)
 
     for number, part in enumerate(job.parts):
         if isinstance(part.job, FramesJob) and not part.job.frames:
-            done(number, write_frames(part.job, memoryview(b""), _PartSink(sink, part.file)))
+            done(number, _write_part(part, part.job, memoryview(b""), sink))
             continue
         start, stop = part.job.stored_range
         asking.append(number)

@@ -274,7 +274,7 @@ def _group_from_wire(wire: Mapping[str, Any]) -> GroupJob:
             job = RangeJob(key, etag, start, stop, at, size)
         else:
             clip, shift, frames, patches = rest
-            found = tuple(Frame(*each) for each in frames)
+            found = tuple(map(Frame._make, frames))
             job = FramesJob(key, etag, found, tuple(clip) if clip else None, shift, size, pieces_from_wire(patches))
         parts.append(Part(number, file, job))
     return GroupJob(tuple(parts))
