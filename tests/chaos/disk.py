@@ -19,14 +19,13 @@ INTERVAL = 0.002
 
 @dataclass
 class Disk:
-    """A fresh filesystem (`tmpfs`, or `ext4` on a loop device) of `size` bytes at `place`; a context manager.
+    """A fresh ext4 of `size` bytes on a loop device, mounted at `place`; a context manager.
 
     `limit`: bytes that the cache may take. `breach` tells what was there when it took more.
     """
 
     name: str
     place: Path
-    kind: str
     size: int
     limit: int
     most: int = 0
@@ -39,17 +38,14 @@ class Disk:
 
     def __enter__(self) -> Self:
         self.place.mkdir()
-        if self.kind == "tmpfs":
-            command = ["mount", "-t", "tmpfs", "-o", f"size={self.size},mode=700", "tmpfs", str(self.place)]
-        else:
-            image = self.place.with_suffix(".image")
-            image.touch()
-            os.truncate(image, self.size)
-            subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-            command = ["mount", "-o", "loop", str(image), str(self.place)]
+        image = self.place.with_suffix(".image")
+        image.touch()
+        os.truncate(image, self.size)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+        command = ["mount", "-o", "loop", str(image), str(self.place)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Unavailable(f"{self.kind} can't be mounted: {done.stderr.strip()}")
+            raise Unavailable(f"a loop device can't be mounted: {done.stderr.strip()}")
         self._start = self._used()
         self._thread = threading.Thread(target=self._run, name=f"watch {self.name}")
         self._thread.start()

@@ -104,7 +104,12 @@ class Processes:
         gone = [each for pid, each in self._alive.items() if pid not in now and pid not in self.killed]
         self._alive = now
         self._reap()
-        ended = [each for each in gone if each.pid in self._serving or (each.kind == "fetcher" and each.parent in now)]
+        orphaned = {*self.killed, *(each.pid for each in gone)}
+        ended = [
+            each
+            for each in gone
+            if each.pid in self._serving or (each.kind == "fetcher" and each.parent not in orphaned)
+        ]
         self._serving = {each.parent for each in now.values() if each.kind == "fetcher"}
         return ended
 

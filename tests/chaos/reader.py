@@ -320,6 +320,7 @@ def read_on(door: Door, tally: Tally, log: Any) -> None:
 
 def main() -> int:
     kind, number, seed, home, url, limit = sys.argv[1:]
+    faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     places = Places(Path(home))
     door = DOORS[kind](places, random.Random(seed), url, limit)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -70,7 +72,8 @@ class Report:
 
     def __str__(self) -> str:
         done = ", ".join(f"{kind} {self.actions[kind]}" for kind in KINDS if self.actions[kind])
-        lines = [f"{sum(self.actions.values())} actions: {done}"]
+        lines = [f"{self.seconds:.0f} s on {os.cpu_count()} cores, Linux {platform.release()}"]
+        lines.append(f"{sum(self.actions.values())} actions: {done}")
         lines += [f"nobody there: {dict(self.nobody)}"] if self.nobody else []
         lines.append(f"{'reader':<15}{'lives':>6}{'reads':>10}{'MiB':>9}{'epochs':>8}{'longest s':>11}  errors")
         seen: set[str] = set()

@@ -32,11 +32,15 @@ from tests.servers import Unavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tests.chaos.processes import Process
+
 __all__ = ["UNAVAILABLE", "Failure", "main"]
 
 UNAVAILABLE = 3
 TICK = 0.02
 LOOK = 0.2
+# An engine says in its log that it ends; its fetchers go before.
+PATIENCE = 3.0
 # A read may be late by as much on a machine that has other things to do.
 MARGIN = 30.0
 # Of `streaming.cached`: how long a read of the library waits.
@@ -59,6 +63,7 @@ class Run:
         self._armed: list[Action] = []
         self._start = 0.0
         self._looked = 0.0
+        self._suspects: list[tuple[float, Process]] = []
 
     # ---- the three parts ---------------------------------------------------------------------------------------------
 
@@ -83,8 +88,8 @@ class Run:
             pairs = zip(self._stage.readers, before, strict=True)
             return [reader for reader, count in pairs if reader.tally["reads"] <= count]
 
-        while late := waits():
-            if self._now() > deadline:
+        while (late := waits()) or self._suspects:
+            if late and self._now() > deadline:
                 self._fail_for(late[0], f"has not read for {RECOVERY:.0f} s since nothing is broken any more")
             self._tick()
         self._report.recovery = self._now() - (deadline - RECOVERY)
@@ -139,13 +144,21 @@ class Run:
             self._watch(reader)
         if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
-            for process in self._stage.processes.look():
-                raise Failure(f"ended by itself: {process}")
+            self._look()
             if self._stage.mount.unexpected:
                 raise Failure(self._stage.mount.unexpected)
             for name, disk in self._stage.disks.items():
                 if disk.breach:
                     raise Failure(f"the cache {name} took {disk.breach}")
+
+    def _look(self) -> None:
+        """Whether an engine or a fetcher has crashed: a mount that fails ends the engine that it has started."""
+        now = time.monotonic()
+        self._suspects += [(now, process) for process in self._stage.processes.look()]
+        while self._suspects and self._suspects[0][0] < now - PATIENCE:
+            _, process = self._suspects.pop(0)
+            if not self._stage.has_ended(process.pid if process.kind == "engine" else process.parent):
+                raise Failure(f"ended by itself: {process}")
 
     def _watch(self, reader: Reader) -> None:
         assert reader.process is not None

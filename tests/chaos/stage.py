@@ -33,7 +33,8 @@ MIB = 1 << 20
 ROOT = Path(__file__).resolve().parents[2]
 # Bytes of each cache; the data sets take three times as much.
 LIMITS = {"mount": 24 * MIB, "remote": 20 * MIB}
-DISKS = {"mount": ("ext4", 96 * MIB), "remote": ("tmpfs", 64 * MIB)}
+# ... and of the disks under them, which others fill
+DISKS = {"mount": 96 * MIB, "remote": 80 * MIB}
 # The doors of the eight readers.
 READERS = ("pread", "pread", "mapped", "samples", "remote", "remote", "epochs", "remote-epochs")
 # Of reads on the mount; the library's own is longer.
@@ -190,7 +191,7 @@ class Stage:
                 PYTHONPATH=str(ROOT),
             )
             self.disks = {
-                name: stack.enter_context(Disk(name, places.filesystem(name), *DISKS[name], LIMITS[name]))
+                name: stack.enter_context(Disk(name, places.filesystem(name), DISKS[name], LIMITS[name]))
                 for name in DISKS
             }
             self.mount = Mount(self)
@@ -243,6 +244,11 @@ class Stage:
                 process.kill()
                 raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def has_ended(self, engine: int) -> bool:
+        """Whether the engine of this pid says in its log that it has ended on purpose."""
+        logs = Path("/run/mdsfs").glob("*.log")
+        return any(f"engine pid={engine} ends" in log.read_text(errors="replace") for log in logs)
 
     def is_mounted(self) -> bool:
         """Whether the kernel has a mount there, dead or alive."""
