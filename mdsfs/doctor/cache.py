@@ -66,7 +66,7 @@ def _holes(place: Path) -> Finding:
         return fail(
             "cache disk",
             f"no holes can be punched there: {error.strerror}",
-            "use ext4, xfs, btrfs or tmpfs for the cache",
+            "use ext4, xfs or btrfs for the cache",
         )
     return ok("cache disk", "files can have holes")
 

@@ -344,7 +344,7 @@ def _probe_holes(path: Path) -> None:
     is_new = not set(os.listdir(path)) - {_VERSION, _TAG, "lost+found"}
     if not (_punching_frees(path) if is_new else _may_punch(path)):
         raise CacheDirectoryError(
-            f"the filesystem of {path} cannot punch holes into files: choose a --cache-dir on ext4, xfs, btrfs or tmpfs"
+            f"the filesystem of {path} cannot punch holes into files: choose a --cache-dir on ext4, xfs or btrfs"
         )
 
 
