@@ -7,6 +7,9 @@ object, stored and raw.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, assert_never
 
@@ -20,9 +23,9 @@ from .jobs import SMALL, FramesJob, HashJob, JobResult, Piece, ProbeJob, RangeJo
 from .parts import ObjectParts, fill
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from streaming.remote import Remote
+    from streaming.remote import RangeReader, Remote
 
     from .jobs import Frame
     from .parts import Helpers
@@ -32,6 +35,9 @@ __all__ = ["PIECE", "Desk", "do", "write_frames"]
 
 # Large enough that a call costs nothing beside its bytes, small enough for them to be in the L2 cache when written.
 PIECE = 512 << 10
+# Bytes that are written as they were received go through a pipe, past this process: a fifth less CPU than by a buffer.
+PIPE = 1 << 20
+LEAST_SPLICED = 64 << 10
 
 
 class _Writable(Protocol):
@@ -48,6 +54,24 @@ class Desk:
         self.helpers = helpers
         self.stored = memoryview(bytearray(SMALL if small else PIECE))
         self.raw = memoryview(bytearray(0 if small else PIECE))
+        # pipes of the many threads for small jobs would exceed what a user may have
+        self.splices = not small
+        self._pipe: tuple[int, int] | None = None
+
+    def pipe(self) -> tuple[int, int]:
+        """An empty pipe for PIPE bytes, or fewer where this user has many: (read end, write end)."""
+        if self._pipe is None:
+            self._pipe = os.pipe2(os.O_CLOEXEC)
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, PIPE)
+        return self._pipe
+
+    def drop_pipe(self) -> None:
+        """Something may be left in the pipe: the next one will be another."""
+        if self._pipe is not None:
+            for fd in self._pipe:
+                os.close(fd)
+            self._pipe = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +111,36 @@ def _range(job: RangeJob, remote: Remote, sink: Sink, desk: Desk) -> JobResult:
         sink.watching(reader),
     ):
         while left:
-            got = fill(reader, desk.stored[:left])
+            got, write = _some(reader, min(left, PIPE), sink, desk)
             if not got:
                 raise ShardCorruptError(f"the store ended {left} bytes early")
             if job.etag is None and at == job.at:
                 sink.seen(reader.etag)
-            sink.write(desk.stored[:got], at)
+            write(at)
             at, left = at + got, left - got
         return JobResult(etag=reader.etag, size=reader.size, bytes=job.stop - job.start)
+
+
+def _some(reader: RangeReader, most: int, sink: Sink, desk: Desk) -> tuple[int, Callable[[int], None]]:
+    """The next bytes of a range: how many, and how they are written at a place in the file."""
+    if desk.splices and most >= LEAST_SPLICED:
+        try:
+            read_end, write_end = desk.pipe()
+            if (spliced := reader.splice(write_end, most)) is not None:
+                return spliced, lambda at: _write_spliced(desk, sink, read_end, spliced, at)
+        except BaseException:
+            desk.drop_pipe()
+            raise
+    got = fill(reader, desk.stored[:most])
+    return got, lambda at: sink.write(desk.stored[:got], at)
+
+
+def _write_spliced(desk: Desk, sink: Sink, pipe: int, count: int, at: int) -> None:
+    try:
+        sink.write_from(pipe, count, at)
+    except BaseException:
+        desk.drop_pipe()
+        raise
 
 
 def _frames(job: FramesJob, remote: Remote, sink: Sink, desk: Desk) -> JobResult:

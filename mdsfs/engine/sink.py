@@ -7,6 +7,7 @@ lets the engine give the room to somebody else at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from .disk import write_error
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["CancelledError", "Sink", "pwrite_all"]
+__all__ = ["CancelledError", "Sink", "pwrite_all", "splice_all"]
 
 BLOCK = 4096
 # A report costs the engine some 50 µs: at least this much, and, when more keeps coming, at least this long apart. Where
@@ -37,6 +38,20 @@ def pwrite_all(fd: int, data: memoryview, at: int) -> None:
     while data:
         written = os.pwrite(fd, data[:WRITE], at)
         data, at = data[written:], at + written
+
+
+def splice_all(pipe: int, fd: int, count: int, at: int) -> None:
+    """Write so many bytes of a pipe."""
+    while count:
+        try:
+            written = os.splice(pipe, fd, count, offset_dst=at)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            data = os.read(pipe, count)  # a filesystem that knows no splice
+            pwrite_all(fd, memoryview(data), at)
+            written = len(data)
+        count, at = count - written, at + written
 
 
 class CancelledError(Exception):
@@ -72,24 +87,28 @@ class Sink:
 
     def write(self, data: memoryview, at: int) -> None:
         """Write all of it; raises CancelledError once fenced, CacheFullError on a full disk."""
+        self._write(len(data), at, lambda: pwrite_all(self._fd, data, at))
+
+    def write_from(self, pipe: int, count: int, at: int) -> None:
+        """The same with so many bytes that are in a pipe. After an error some of them may still be there."""
+        self._write(count, at, lambda: splice_all(pipe, self._fd, count, at))
+
+    def _write(self, count: int, at: int, write: Callable[[], None]) -> None:
         with self._lock:
             if self._fenced:
                 raise CancelledError
-            self._pwrite(data, at)
+            try:
+                with self._writing:
+                    write()
+            except OSError as error:
+                raise write_error(error, os.readlink(f"/proc/self/fd/{self._fd}")) from error
         if at != self._stop:
             self._send(self._stop)
             self._start = at
-        self._stop = at + len(data)
+        self._stop = at + count
         done = self._stop // BLOCK * BLOCK
         if done - self._start >= REPORT_BYTES and time.monotonic() - self._last >= REPORT_SECONDS:
             self._send(done)
-
-    def _pwrite(self, data: memoryview, at: int) -> None:
-        try:
-            with self._writing:
-                pwrite_all(self._fd, data, at)
-        except OSError as error:
-            raise write_error(error, os.readlink(f"/proc/self/fd/{self._fd}")) from error
 
     def rest(self) -> tuple[list[tuple[int, int]], str | None]:
         """What was written or seen and not reported: it travels with the end of the job."""

@@ -93,6 +93,14 @@ class RangeReader(ABC):
     def readinto(self, buffer: memoryview) -> int:
         """Fill the buffer from its start as far as is cheap; 0 only at the end of the range."""
 
+    def splice(self, pipe: int, most: int) -> int | None:
+        """Move the next bytes of the range, `most` at most, into an empty pipe, past this process's memory.
+
+        How many those were, 0 only at the end of the range; None where that can't be done, and `readinto` can.
+        """
+        del pipe, most
+        return None
+
     @property
     @abstractmethod
     def etag(self) -> str | None:

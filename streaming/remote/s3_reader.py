@@ -7,6 +7,9 @@ with the answers before it, so that a break in mid-body can be resumed and bytes
 from __future__ import annotations
 
 import http.client
+import io
+import os
+import select
 import socket
 import ssl
 import threading
@@ -32,6 +35,8 @@ from streaming.remote.s3_answers import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streaming.remote.s3 import S3Remote
     from streaming.remote.s3_session import S3Session
 
@@ -73,6 +78,7 @@ class S3RangeReader(RangeReader):
         self._sock: socket.socket | None = None
         self._answer: http.client.HTTPResponse | None = None
         self._left = 0  # of the body now open
+        self._unbuffered = False  # whether nothing of it is in the buffer that its headers were read into
         self._broke: Exception | None = None
         self._cancelled = threading.Event()
         self._closed = False
@@ -101,7 +107,16 @@ class S3RangeReader(RangeReader):
     # ---- bytes ------------------------------------------------------------------------------------------------------
 
     def readinto(self, buffer: memoryview) -> int:
-        wanted = len(buffer) if self._stop is None else min(len(buffer), self._stop - self._at)
+        return self._take(len(buffer), lambda at, wanted: self._read_some(buffer[at : at + wanted]), until_full=True)
+
+    def splice(self, pipe: int, most: int) -> int | None:
+        if self._remote.session().endpoint.startswith("https:") or (self._answer is not None and self._answer.chunked):
+            return None
+        return self._take(most, lambda _, wanted: self._splice_some(pipe, wanted), until_full=False)
+
+    def _take(self, most: int, take: Callable[[int, int], int], *, until_full: bool) -> int:
+        """Bytes of the range by `take(at, wanted)`, which gives how many it took; 0 at the end of the range."""
+        wanted = most if self._stop is None else min(most, self._stop - self._at)
         if wanted <= 0 and self._stop is not None:
             return 0
         attempts = self._attempts()
@@ -113,22 +128,24 @@ class S3RangeReader(RangeReader):
                 self._open(attempts)
                 if self._stop is not None and self._at >= self._stop:
                     return 0
-            view = buffer[: min(len(buffer), (self._stop or 0) - self._at)]
-            count = self._receive(view, attempts)
-            if count or not len(view):
+            wanted = min(most, (self._stop or 0) - self._at)
+            count = self._receive(wanted, take, attempts, until_full=until_full)
+            if count or not wanted:
                 return count
 
-    def _receive(self, view: memoryview, attempts: Attempts) -> int:
-        """Bytes into the view; 0 when the answer broke before any came and may be asked for again."""
+    def _receive(self, wanted: int, take: Callable[[int, int], int], attempts: Attempts, *, until_full: bool) -> int:
+        """Bytes of the open answer; 0 when it broke before any came and may be asked for again."""
         got = 0
         try:
-            while got < len(view) and self._left:
+            while got < wanted and self._left:
                 self._set_timeout(attempts)
-                count = self._read_some(view[got : got + self._left])
+                count = take(got, min(wanted - got, self._left))
                 if count == 0:
                     raise BrokenAnswerError(f"{self._place}: the body ended {self._left} bytes early")
                 self._left -= count
                 got += count
+                if not until_full:
+                    break
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._drop()
             self._advance(got)
@@ -148,7 +165,27 @@ class S3RangeReader(RangeReader):
         if answer.chunked:
             return answer.readinto(view)
         # one receive, straight into the caller's memory once the headers' buffer is empty
-        return answer.fp.readinto1(view)
+        count: int = answer.fp.readinto1(view)
+        # what is larger than that buffer empties it, or goes past it; what is smaller fills it
+        self._unbuffered = len(view) > io.DEFAULT_BUFFER_SIZE
+        return count
+
+    def _splice_some(self, pipe: int, wanted: int) -> int:
+        answer = self._answer
+        assert answer is not None
+        if not self._unbuffered or answer.chunked:  # what came with the headers is in this process's memory already
+            head = memoryview(bytearray(min(wanted, 2 * io.DEFAULT_BUFFER_SIZE)))
+            return os.write(pipe, head[: self._read_some(head)])
+        sock = self._sock
+        assert sock is not None
+        while True:
+            try:
+                return os.splice(sock.fileno(), pipe, wanted)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(sock, select.POLLIN)
+                if not poll.poll(1000 * (sock.gettimeout() or 0)):
+                    raise TimeoutError("the server was silent") from None
 
     def _advance(self, count: int) -> None:
         self._at += count
@@ -197,7 +234,7 @@ class S3RangeReader(RangeReader):
         self._set_timeout(attempts)
         self._remote.counters.add("requests")
         connection.request(self._method, target, headers=headers)
-        self._answer = connection.getresponse()
+        self._answer, self._unbuffered = connection.getresponse(), False
 
     @property
     def _first(self) -> int:
