@@ -19,13 +19,14 @@ __all__ = ["INSIDE", "Process", "Processes", "enter_namespace", "named", "runnin
 
 INSIDE = "MDSFS_CHAOS_NAMESPACE"
 # What a process is, by words of its command line.
-_KINDS = {
-    "fetcher": ("mdsfs.engine.fetcher",),
-    "helper": ("mdsfs.engine.indexer", "mdsfs.engine.orderer"),
-    "engine": ("mdsfs", "engine"),
-    "mount": ("mdsfs", "mount"),
-    "reader": ("tests.chaos.reader",),
-}
+_KINDS = (
+    ("fetcher", {"mdsfs.engine.fetcher"}),
+    ("helper", {"mdsfs.engine.indexer"}),
+    ("helper", {"mdsfs.engine.orderer"}),
+    ("engine", {"mdsfs", "engine"}),
+    ("mount", {"mdsfs", "mount"}),
+    ("reader", {"tests.chaos.reader"}),
+)
 
 
 def enter_namespace(module: str, arguments: list[str]) -> None:
@@ -53,10 +54,7 @@ class Process:
     @property
     def kind(self) -> str:
         """`engine`, `fetcher`, … or `other`."""
-        for kind, words in _KINDS.items():
-            if all(word in self.command for word in words):
-                return kind
-        return "other"
+        return next((kind for kind, words in _KINDS if words <= {*self.command}), "other")
 
     def __str__(self) -> str:
         return f"{self.pid} ({self.kind}, {self.state}): {' '.join(self.command)[:120]}"
