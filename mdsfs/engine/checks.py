@@ -24,12 +24,16 @@ __all__ = ["Checks"]
 
 log = logging.getLogger(__name__)
 
+# How often, and how far apart in seconds, a wrong file is tried to be evicted that readers hold.
+TRIES, PAUSE = 60, 0.5
+
 
 class Checks:
     """See `check` and `verify`."""
 
     def __init__(self, cache: Cache, pool: FetcherPool, edges: Edges) -> None:
         self.cache, self.pool, self.edges = cache, pool, edges
+        self._refused: set[tuple[int, int]] = set()
 
     async def check(self, dataset: Dataset, file: int) -> None:
         """Before a file's first use in this engine's life: whether what is in it may be served."""
@@ -55,7 +59,7 @@ class Checks:
             dataset.rest(file)
 
     async def verify(self, dataset: Dataset, file: int) -> None:
-        """Hash a complete shard that was served as it came, so that it can have its name; a wrong one leaves.
+        """Hash a complete shard that was served as it came, so that it can have its name; a wrong one leaves, once.
 
         Meanwhile it is read, and may be taken away: then nothing is known of it.
         """
@@ -71,15 +75,25 @@ class Checks:
                 dataset.folder.note(file, complete=True, level="shard")
                 dataset.folder.publish(file)
             else:
-                log.warning("evicting dataset=%d file=%d: it has another hash than the index", dataset.number, file)
-                self.edges.forget((dataset.number, file))
-                await self.cache.evict_file(dataset, file)
+                await self._refuse(dataset, file)
         except StreamingError as error:
             log.warning("cannot verify dataset=%d file=%d: %s", dataset.number, file, error)
         finally:
             event, work.checking = work.checking, None
             event.set()
             dataset.rest(file)
+
+    async def _refuse(self, dataset: Dataset, file: int) -> None:
+        """Wrong bytes are fetched once more; if that does not help, the source has no others, and nobody minds them."""
+        log.warning("dataset=%d file=%d has another hash than the index", dataset.number, file)
+        if (dataset.number, file) in self._refused:
+            return
+        self._refused.add((dataset.number, file))
+        self.edges.forget((dataset.number, file))
+        for _ in range(TRIES):  # whoever has waited for the bytes may still hold them
+            if await self.cache.evict_file(dataset, file) is None:
+                return
+            await trio.sleep(PAUSE)
 
     async def _check(self, dataset: Dataset, file: int) -> None:
         if not self.cache.ledger.resident_of(dataset.number, file):
