@@ -105,6 +105,7 @@ class Disk:
         """Remove that file."""
         with self._lock:
             if self._fill is not None:
+                os.ftruncate(self._fill, 0)  # at once, also while a child that is being started has the descriptor
                 os.unlink(self.place / "of-somebody-else")
                 os.close(self._fill)
                 self._fill, self._filled = None, 0
