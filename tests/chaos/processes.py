@@ -102,11 +102,9 @@ class Processes:
         gone = [each for pid, each in self._alive.items() if pid not in now and pid not in self.killed]
         self._alive = now
         self._reap()
-        orphaned = {*self.killed, *(each.pid for each in gone)}
+        alive = now.keys() - self.killed
         ended = [
-            each
-            for each in gone
-            if each.pid in self._serving or (each.kind == "fetcher" and each.parent not in orphaned)
+            each for each in gone if each.pid in self._serving or (each.kind == "fetcher" and each.parent in alive)
         ]
         self._serving = {each.parent for each in now.values() if each.kind == "fetcher"}
         return ended
