@@ -49,6 +49,10 @@ ROOT_BLOCKS = 4
 Local = "Callable[[str], Path | None] | None"
 
 
+class _GoneError(Exception):
+    """A folder that the indexer found here was idle, and has gone for room meanwhile: it is indexed anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenSource:
     """What one `open` found. Every dataset counts one user more, until `release`."""
@@ -219,18 +223,21 @@ class Sources:
         # while the indexer is at work: finding credentials takes a fetcher as long as it
         await self._fills.pool.prepare(url, options)
         try:
-            indexed = await index_source(
-                self._store,
-                url,
-                options,
-                identity,
-                listing=listing,
-                publish=Path(publish) if publish else None,
-                make_room=lambda size: self._claim(claim, url, size),
-            )
-            for info in indexed.datasets:
-                datasets.append(await self._load_found(info, publish, options))
-                datasets[-1].users += 1
+            while True:
+                indexed = await index_source(
+                    self._store,
+                    url,
+                    options,
+                    identity,
+                    listing=listing,
+                    publish=Path(publish) if publish else None,
+                    make_room=lambda size: self._claim(claim, url, size),
+                )
+                with contextlib.suppress(_GoneError):
+                    for info in indexed.datasets[len(datasets) :]:
+                        datasets.append(await self._load_found(info, publish, options))
+                        datasets[-1].users += 1
+                    break
         except BaseException:
             for dataset in datasets:
                 self.release(dataset)
@@ -252,7 +259,12 @@ class Sources:
 
     async def _load_found(self, info: DatasetInfo, publish: str | None, options: RemoteOptions) -> Dataset:
         folder = Path(publish) / info.prefix if publish else None
-        dataset = await self._load(info.id, folder)
+        try:
+            dataset = await self._load(info.id, folder)
+        except CacheDirectoryError:
+            if self._store.layout(info.id, publish=folder).folder.exists():
+                raise
+            raise _GoneError from None
         dataset.remote_options = options
         return dataset
 

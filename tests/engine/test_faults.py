@@ -17,6 +17,7 @@ from streaming.errors import (
     StreamingError,
 )
 from streaming.remote import RemoteOptions
+from tests.mount.host import until
 from tests.servers import Fault
 
 from .conftest import KIB, MIB, Data, Engine, Reader, write_dataset
@@ -215,4 +216,30 @@ def test_no_room_and_a_failing_store_is_an_error_not_a_hang(begin: Begin, proxy:
     proxy.clear()
     reader.check(0, 0, 4096)
     assert engine.status()["cache"]["reserved_bytes"] == 0
+    reader.close()
+
+
+def test_a_folder_that_goes_while_it_is_opened_is_made_anew(
+    start: Start, rclone: StorageServer, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Idle and empty, it makes room for another reader between the index's answer and its own."""
+    idle = write_dataset(tmp_path / "idle", 1, MIB, seed=1)
+    busy = write_dataset(tmp_path / "busy", 4, 2 * MIB, seed=2)
+    for name, data in (("going-idle", idle), ("going-busy", busy)):
+        rclone.put_tree(name, data.folder)
+    engine = start(5 * MIB, env=rclone.variables_for(proxy.endpoint))
+    options = RemoteOptions(endpoint_url=proxy.endpoint)
+    Reader(engine.client(), rclone.url("going-idle"), idle, options=options).close()
+    reader = Reader(engine.client(), rclone.url("going-busy"), busy, options=options)
+    proxy.add(Fault("hang", match="going-idle/index.json", method="HEAD"))
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(Reader, engine.client(), rclone.url("going-idle"), idle, options=options)
+        until(lambda: proxy.seen("going-idle/index.json", "HEAD"))
+        for file in range(4):
+            reader.check(file, 0, 2 * MIB)
+        assert [each["url"] for each in engine.status()["datasets"]] == [rclone.url("going-busy")]
+        proxy.clear()
+        opened = opening.result()
+    opened.check(0, 0, MIB)
+    opened.close()
     reader.close()
