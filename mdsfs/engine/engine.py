@@ -18,6 +18,7 @@ from .cachedisk import CacheDisk
 from .fills import Fills
 from .health import Health
 from .hints import Hints
+from .memory import LEAST_PART
 from .orders import Orders
 from .passing import Passing
 from .planning import Planning
@@ -52,10 +53,11 @@ class Engine:
         self.cache = Cache(options.cache_limit, self.timings)
         self.disk = CacheDisk(options.cache_dir, self.health)
         self.memory = options.memory()
-        part_size = self.memory.part_size
         self.pool = FetcherPool(
-            self.memory.processes, self.memory.threads, part_size, timings=self.timings, health=self.health
+            self.memory.processes, self.memory.threads, self.memory.part_size, timings=self.timings, health=self.health
         )
+        # of a small cache a part must not push out what has just been brought
+        part_size = min(self.memory.part_size, max(options.cache_limit // 16, LEAST_PART))
         self.fills = Fills(self.cache, self.disk, self.pool, nursery, part_size, edges=self.memory.edges)
         self.passing = Passing(self.pool, self.fills.forms, self.memory.passing)
         self.wants = Wants(self.cache, self.fills, self.passing, self.timings)

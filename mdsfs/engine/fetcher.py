@@ -29,6 +29,7 @@ from .child import die_with_parent
 from .fetch import Desk, Done, do
 from .groups import GroupSink, do_group
 from .jobs import GROUP_THREADS, SMALL_THREADS, GroupJob, HashJob, Job, job_from_wire, kind_of, pieces_to_wire
+from .memory import BUFFERED
 from .parts import Helpers
 from .sink import CancelledError, Sink
 from .wire import MOST_FDS, memfd_of, pack, unpack
@@ -83,7 +84,7 @@ class Fetcher:
         self._tasks: dict[int, _Task] = {}
         self._lock = threading.Lock()
         self._ending = threading.Lock()
-        helpers = Helpers(threads, part_size)
+        helpers = Helpers(threads, min(part_size, BUFFERED))
         for number in range(threads * (1 + SMALL_THREADS)):
             small = number >= threads
             work = self._todo[small], Desk(helpers, small=small)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from streaming.errors import CacheLimitError
 
-__all__ = ["LEAST", "Shares", "share_out"]
+__all__ = ["BUFFERED", "LEAST", "LEAST_PART", "Shares", "share_out"]
 
 MIB = 1 << 20
 # Interpreter, libraries and bookkeeping, with a margin: 50 to 70 MiB were measured for each.
 ENGINE_BASE = 96 * MIB
 FETCHER_BASE = 80 * MIB
+# A stream reads parts of up to this size ahead into memory; larger ones are for ranges, which need none.
+BUFFERED = 4 * MIB
 # Beside a thread's part: its two buffers, and the frame or window that it decompresses.
 PER_THREAD = 9 * MIB
 LEAST_PART, LEAST_PASSING = 1 * MIB, 8 * MIB
@@ -38,7 +40,7 @@ class Shares:
     @property
     def total(self) -> int:
         """Bytes in all."""
-        fetchers = self.processes * (FETCHER_BASE + self.threads * (PER_THREAD + self.part_size))
+        fetchers = self.processes * (FETCHER_BASE + self.threads * _of_thread(self.part_size))
         return ENGINE_BASE + fetchers + self.passing + self.edges * EDGE
 
 
@@ -57,11 +59,15 @@ def share_out(limit: int | None, processes: int, threads: int, part_size: int) -
     for count in range(processes, 0, -1):
         for part in _halves(part_size):
             fixed = Shares(count, 0, part, passing, edges).total
-            fits = min(threads, (limit - fixed) // (count * (PER_THREAD + part)))
+            fits = min(threads, (limit - fixed) // (count * _of_thread(part)))
             # fewer threads cost more than smaller parts, and those more than a process less
             if fits >= min(threads, 4) or (count == 1 and part == LEAST_PART and fits >= 1):
                 return Shares(count, fits, part, passing, edges)
     return Shares(1, 1, LEAST_PART, LEAST_PASSING, 256)
+
+
+def _of_thread(part_size: int) -> int:
+    return PER_THREAD + min(part_size, BUFFERED)
 
 
 def _halves(part_size: int) -> list[int]:

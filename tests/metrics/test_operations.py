@@ -10,6 +10,7 @@ import yaml
 
 from mdsfs.cli.main import build_parser
 from mdsfs.engine.memory import share_out
+from mdsfs.engine.pool import DEFAULT_PART_SIZE
 from streaming.sizes import parse_size
 from tests.engine.conftest import MIB, ROOT
 
@@ -61,7 +62,7 @@ def test_the_table_of_memory() -> None:
     rows = re.findall(r"^\| (none|\d+MiB) \| (\d+) \| (\d+) MiB \| (\d+) MiB \|$", GUIDE, re.MULTILINE)
     assert len(rows) == 4
     for limit, threads, part, passing in rows:
-        shares = share_out(None if limit == "none" else parse_size(limit), 1, 8, 4 * MIB)
+        shares = share_out(None if limit == "none" else parse_size(limit), 1, 8, DEFAULT_PART_SIZE)
         assert (shares.threads, shares.part_size, shares.passing) == (int(threads), int(part) * MIB, int(passing) * MIB)
 
 
