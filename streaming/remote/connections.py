@@ -56,7 +56,7 @@ class ConnectionPool:
     def begin(self, family: int, address: Any) -> http.client.HTTPConnection | None:
         """A new connection to where another one leads, which does not block and may not be established yet.
 
-        Its TLS handshake is the caller's. None where a proxy must be spoken to first.
+        When it is, `secure` comes next. None where a proxy must be spoken to first.
         """
         if self._proxy is not None and self._tls is not None:
             return None
@@ -65,13 +65,18 @@ class ConnectionPool:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect_ex(address)
-            if self._tls is not None:
-                sock = self._tls.wrap_socket(sock, server_hostname=connection.host, do_handshake_on_connect=False)
         except OSError:
             sock.close()
             raise
         connection.sock = sock
         return connection
+
+    def secure(self, connection: http.client.HTTPConnection) -> None:
+        """Speak TLS, where that is spoken, on a connection that `begin` made; the handshake is the caller's."""
+        if self._tls is not None:
+            connection.sock = self._tls.wrap_socket(
+                connection.sock, server_hostname=connection.host, do_handshake_on_connect=False
+            )
 
     def give(self, connection: http.client.HTTPConnection) -> None:
         """Keep a connection whose answer was read to its end."""

@@ -50,11 +50,27 @@ class _Broken(Exception):
 class _Line:
     """One connection and the range that it brings."""
 
-    __slots__ = ("buffer", "connecting", "connection", "got", "number", "reused", "since", "start", "stays", "view")
+    __slots__ = (
+        "buffer",
+        "connecting",
+        "connection",
+        "established",
+        "fd",
+        "got",
+        "number",
+        "reused",
+        "since",
+        "start",
+        "stays",
+        "view",
+    )
 
     def __init__(self, connection: http.client.HTTPConnection, *, reused: bool, connecting: bool = False) -> None:
         self.connection = connection
         self.reused, self.connecting = reused, connecting
+        self.fd = self.sock.fileno()  # a socket that TLS has taken over, or that has failed, does not know it any more
+        self.established = not connecting
+        """Only TLS has to agree, if it is spoken."""
         self.number = -1
         self.since = 0.0
         self.got = self.start = 0
@@ -212,8 +228,8 @@ class ManyRanges:
     def _begin(self, session: S3Session, line: _Line) -> None:
         line.sock.setblocking(False)
         with self._lock:
-            self._lines[line.sock.fileno()] = line
-        self._poll.register(line.sock, select.POLLOUT if line.connecting else select.POLLIN)
+            self._lines[line.fd] = line
+        self._poll.register(line.fd, select.POLLOUT if line.connecting else select.POLLIN)
         if not line.connecting:
             try:
                 self._where = line.sock.family, line.sock.getpeername()
@@ -222,20 +238,24 @@ class ManyRanges:
                 self._lost(session, line)
 
     def _connected(self, session: S3Session, line: _Line) -> None:
+        if not line.established:
+            if error := line.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(error, "connect")
+            with self._lock:  # the descriptor stays, the socket is another one
+                session.pool.secure(line.connection)
+            line.established = True
         sock = line.sock
-        if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            raise OSError(error, "connect")
         if isinstance(sock, ssl.SSLSocket):
             try:
                 sock.do_handshake()
             except ssl.SSLWantReadError:
-                self._poll.modify(sock, select.POLLIN)
+                self._poll.modify(line.fd, select.POLLIN)
                 return
             except ssl.SSLWantWriteError:
-                self._poll.modify(sock, select.POLLOUT)
+                self._poll.modify(line.fd, select.POLLOUT)
                 return
         line.connecting = False
-        self._poll.modify(sock, select.POLLIN)
+        self._poll.modify(line.fd, select.POLLIN)
         self._next(session, line)
 
     def _go_on(self, session: S3Session, line: _Line) -> None:
@@ -277,9 +297,8 @@ class ManyRanges:
 
     def _forget(self, line: _Line) -> None:
         with self._lock:
-            fd = line.sock.fileno()
-            if self._lines.pop(fd, None) is not None:
-                self._poll.unregister(fd)
+            if self._lines.pop(line.fd, None) is not None:
+                self._poll.unregister(line.fd)
 
     def _hang_up(self, line: _Line) -> None:
         self._forget(line)

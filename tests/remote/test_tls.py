@@ -17,6 +17,7 @@ import pytest
 
 from streaming.errors import EndpointUnreachableError, ReadTimeoutError, RemoteError
 from streaming.remote import RemoteOptions, open_remote
+from streaming.remote.interface import SmallRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +105,18 @@ def test_unknown_certificate(tls: Tls) -> None:
     with pytest.raises(EndpointUnreachableError, match="certificate"):
         remote.read("x", start=0, stop=10)
     assert remote.counters.snapshot()["retries"] == 0
+
+
+def test_many_ranges_over_connections_of_their_own(tls: Tls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handshakes go on beside each other, and beside the first answers."""
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tls.certificate))
+    remote = tls.remote()
+    wanted = [SmallRange("x", at * 20_000, at * 20_000 + 9_000 + at, '"v"', len(DATA)) for at in range(40)]
+    for _ in range(2):
+        found: dict[int, bytes] = {}
+        remote.read_many(wanted, lambda number, data, found=found: found.update({number: bytes(data)})).run()
+        assert [found.get(number) for number in range(40)] == [DATA[each.start : each.stop] for each in wanted]
+    assert len(tls.connections) <= 40
 
 
 def test_trusted_by_variable(tls: Tls, monkeypatch: pytest.MonkeyPatch) -> None:
