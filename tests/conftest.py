@@ -66,11 +66,16 @@ def _is_worker(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, for what they share; those of the booted machine all in the same."""
+    """A file's tests run in one process, for what they share; those that mount something all in the same.
+
+    A test with a mount namespace of its own keeps a copy of each mount that others have at that moment: their daemons
+    would not end when they unmount.
+    """
     if _is_worker(config):
+        mounts = {item.path for item in items if item.get_closest_marker("mounted")}
         for item in items:
-            folder = item.path.parent.name
-            item.add_marker(pytest.mark.xdist_group(folder if folder == "systemd" else item.nodeid.partition("::")[0]))
+            group = "mounts" if item.path in mounts else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _names(folder: Path) -> set[str]:

@@ -148,6 +148,7 @@ def test_status_table() -> None:
     ]
 
 
+@pytest.mark.mounted
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may hide /dev/fuse from a process")
 def test_no_fuse_device(mountpoint: Path, tmp_path: Path) -> None:
     """Without /dev/fuse: 9, naming it."""

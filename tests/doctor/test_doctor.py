@@ -239,6 +239,7 @@ def test_the_bottleneck_is_named(store: float, disk: float, cold: float, said: s
     assert [said in each.found for each in rates.judge(measured) if each.what == "bottleneck"] == [True]
 
 
+@pytest.mark.mounted
 def test_a_host_without_fuse(tmp_path: Path) -> None:
     """Hidden from the process, the device is a FAIL that says how to get it, and the exit code is 1."""
     if os.geteuid() != 0:
