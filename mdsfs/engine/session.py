@@ -225,7 +225,7 @@ class Session:
         info = dataset.folder.info
         return {
             "dataset": number,
-            "prefix": "" if dataset.url.rstrip("/") == url.rstrip("/") else info.prefix,
+            "prefix": _relative(dataset.url, url),
             "kind": info.kind,
             "files": len(dataset.tables.files),
             "shown_size": info.shown_size,
@@ -441,3 +441,8 @@ ONE_WAY: Mapping[str, Callable[[Session, dict[str, Any]], None]] = {
     "position": Session._position,
     "retract": Session._retract,
 }
+
+
+def _relative(url: str, source: str) -> str:
+    """Where a dataset lies below the source that was asked for: its folder may be of one who opened it by itself."""
+    return url.rstrip("/").removeprefix(source.rstrip("/")).strip("/")

@@ -169,16 +169,17 @@ class CacheStore:
     def known(self, url: str, identity: Mapping[str, Any]) -> dict[str, DatasetInfo]:
         """What earlier opens of this source left here, by id: their indexes need no second parsing.
 
-        A dataset that was found below another source is the same when it is opened by itself.
+        A dataset that was found below another source is the same when it is opened by itself, and the other way round.
         """
         found = {}
         for name, info in self._infos():
             if info.identity.get("endpoint") != identity.get("endpoint"):
                 continue
+            own = f"{info.url.rstrip('/')}/{info.prefix}".rstrip("/")
             if info.url == url:
                 found[name] = info
-            elif info.kind == "mds" and f"{info.url.rstrip('/')}/{info.prefix}" == url:
-                found[name] = replace(info, url=url, prefix="")
+            elif info.kind == "mds" and f"{own}/".startswith(f"{url}/"):
+                found[name] = replace(info, url=url, prefix=own[len(url) + 1 :])
         return found
 
     def dataset_ids(self) -> list[str]:

@@ -310,3 +310,15 @@ def test_shard_level_for_one_client_is_shard_level_for_the_dataset(
     first.check(0, 100_000, 5000)
     first.close()
     second.close()
+
+
+def test_a_dataset_is_shown_below_whatever_source_was_asked_for(start: Start, tmp_path: Path) -> None:
+    """Whoever opened it first: by itself, or with all that lies beside it."""
+    data = write_dataset(tmp_path / "all" / "train", 1, MIB, "zstd")
+    engine = start(16 * MIB)
+    identity = RemoteOptions().identity("")
+    with engine.client() as client:
+        alone = client.open(str(data.folder), identity)
+        whole = client.open(str(tmp_path / "all"), identity, list=True)
+        assert [each.prefix for each in alone.datasets] == [""]
+        assert [each.prefix for each in whole.datasets if each.kind == "mds"] == ["train"]
