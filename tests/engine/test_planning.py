@@ -192,7 +192,7 @@ def quiet(source: Source) -> dict[str, Any]:
 
 @pytest.mark.parametrize("options", [{}, {"compression": "zstd:1", "frame": "sample"}], ids=["raw", "frames"])
 def test_small_ranges_are_fetched_by_the_dozen(opened: Open, options: dict[str, Any]) -> None:
-    """A cache for less than half, samples of two blocks: right bytes within the limit, and few jobs for many requests."""
+    """A cache for less than half, samples of two blocks: right bytes in the limit, few jobs for many requests."""
     source = opened(8, 100, 0.4, 8000, **options)
     dataset = source.dataset(batch_size=24)
     assert sorted(source.read(dataset)) == list(range(source.samples))
