@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from streaming.engine.address import runtime_directory
 from tests.servers import (
@@ -64,18 +66,27 @@ def _is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
     """A file's tests run in one process, for what they share; those that mount something all in the same.
 
     A test with a mount namespace of its own keeps a copy of each mount that others have at that moment: their daemons
     would not end when they unmount.
     """
-    if _is_worker(config):
-        mounts = {item.path for item in items if item.get_closest_marker("mounted")}
-        for item in items:
-            group = "mounts" if item.path in mounts else item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "mounts" if "mark.mounted" in _text(self.config.rootpath / path) else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Whatever `--dist` says."""
+    return _ByFile(config, log)
+
+
+@cache
+def _text(path: Path) -> str:
+    return path.read_text()
 
 
 def _names(folder: Path) -> set[str]:
