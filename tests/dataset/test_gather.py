@@ -92,10 +92,10 @@ def test_a_closed_shard_is_mapped_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
-    """At most 64 files may be open beside those that are."""
+    """Hardly more files may be open than are, and as many again: half of all is the program's."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 64, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * highest + 64, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
