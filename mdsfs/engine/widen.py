@@ -1,10 +1,10 @@
 """How much to fetch around a read of which nothing is known but the reads before it. Pure.
 
 A first or stray read fetches its own surroundings (128 KiB, aligned): random readers pay little. Two adjacent reads on
-a handle start a stream: 1 MiB ahead of the reader, then twice as much each time the reader has used half of it, past
-the end of the file into the files that follow it by name. A reader asks only for what is absent, so it is normal that
-the next request of a stream starts where the last plan ended, not where the last read did; and a reader that goes on in
-the next file does so on another handle, which takes over the stream that has run into that file.
+a handle start a stream: four reads ahead of the reader, at least 1 MiB, then twice as much each time the reader has
+used half of it, past the end of the file into the files that follow it by name. A reader asks only for what is absent,
+so it is normal that the next request of a stream starts where the last plan ended, not where the last read did; and a
+reader that goes on in the next file does so on another handle, which takes over the stream that has run into that file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ __all__ = ["GRAIN", "MAX_WINDOW", "SURE_WINDOW", "Reach", "Widener"]
 
 # What one stray read fetches: the kernel's default readahead, and small beside the 2 MiB that a 4 KiB read may cost.
 GRAIN = 128 * 1024
-FIRST_WINDOW = 1 << 20
+FIRST_WINDOW, READS = 1 << 20, 4
 # Of a dataset whose order is known only who has read some megabytes in a row is served as a stream: somebody who copies
 # a file, not a sample that is larger than one read.
 SURE_WINDOW = 4 << 20
 # Enough for 1 GB/s at 60 ms, and one or more whole shards of the usual sizes.
 MAX_WINDOW = 64 << 20
+PART = 8 << 20
 # Handles remembered per client; the one used longest ago starts over as a stray reader.
 MAX_STREAMS = 1024
 
@@ -66,22 +67,22 @@ class Widener:
         """The plan for a read of absent bytes of `file`; moves the handle's stream along."""
         size = self._size_of(file) or 0
         stop = min(offset + length, size)
-        stream = self._stream_at(handle, file, offset)
+        stream = self._stream_at(handle, file, offset, max(GRAIN, READS * length))
         if stream is None:
             return self._start(handle, file, offset, stop, size)
-        self._advance(stream, stop)
+        self._advance(stream, stop, length)
         start, end = _surroundings(offset, stop, size) if not stream.window else (offset, stop)
         return Reach((file, start, end), self._ahead(stream, end), stream.window)
 
-    def _stream_at(self, handle: int, file: int, offset: int) -> _Stream | None:
-        """The stream that this read continues."""
+    def _stream_at(self, handle: int, file: int, offset: int, near: int) -> _Stream | None:
+        """The stream that this read continues, perhaps not in order: the kernel reads several pieces ahead at once."""
         stream = self._streams.get(handle)
         if stream is None or stream.file != file:
             arrived = self._arrivals.pop(file, None)
             if arrived is not None and offset <= max(arrived.planned, GRAIN):
                 stream = arrived
                 self._remember(handle, stream)
-        if stream is None or stream.file != file or not stream.position - GRAIN <= offset <= stream.planned + GRAIN:
+        if stream is None or stream.file != file or not stream.position - near <= offset <= stream.planned + near:
             return None
         self._streams.move_to_end(handle)
         return stream
@@ -91,10 +92,10 @@ class Widener:
         self._remember(handle, _Stream(file, stop, end, 0))
         return Reach((file, start, end), ())
 
-    def _advance(self, stream: _Stream, stop: int) -> None:
+    def _advance(self, stream: _Stream, stop: int, length: int) -> None:
         stream.position = max(stream.position, stop)
         if not stream.window:
-            stream.window = min(FIRST_WINDOW, self._max_window)
+            stream.window = min(max(FIRST_WINDOW, READS * length), self._max_window)
         elif stop + stream.window // 2 >= stream.planned:
             stream.window = min(stream.window * 2, self._max_window)
 
@@ -104,16 +105,23 @@ class Widener:
         if stream.planned - stream.position >= stream.window // 2 and stream.planned > end:
             return ()
         start, stream.planned = max(end, stream.planned), max(wanted, stream.planned)
+        # a large window ends where the engine's requests do, or each end of one would be a request of its own
+        grain = PART if stream.window >= PART else 1
         spans: list[Span] = []
+        entered: list[tuple[int, int]] = []
         file, base = stream.file, 0
         while (size := self._size_of(file)) is not None and start < stream.planned:
             if start - base < size:
-                piece = (file, start - base, min(size, stream.planned - base))
-                spans.append(piece)
-                start = base + piece[2]
+                stop = stream.planned - base
+                stop = min(stop + -stop % grain, size)
+                spans.append((file, start - base, stop))
+                start = base + stop
+                stream.planned = max(stream.planned, start)
             base, file = base + size, file + 1
             if start < stream.planned:
-                self._arrive(file, stream.window, stream.planned - base)
+                entered.append((file, base))
+        for into, base in entered:
+            self._arrive(into, stream.window, stream.planned - base)
         return tuple(spans)
 
     def _arrive(self, file: int, window: int, planned: int) -> None:

@@ -152,9 +152,6 @@ class _Announcing:
 
     async def run(self) -> None:
         mountpoint = self.config.mountpoint
-        entry = mount_at(mountpoint)
-        if entry is not None:
-            self.status.tuning = await trio.to_thread.run_sync(tune, entry.device)
         path = os.path.join(mountpoint, ".mdsfs", "status")
         try:
             with trio.fail_after(READY_SECONDS):
@@ -164,6 +161,10 @@ class _Announcing:
         except OSError as error:
             self._end(MountpointError(f"{mountpoint} was mounted but answers: {error.strerror}"))
         else:
+            # not sooner: as long as the kernel has not seen our answer to its INIT, that sets read-ahead back
+            entry = mount_at(mountpoint)
+            if entry is not None:
+                self.status.tuning = await trio.to_thread.run_sync(tune, entry.device)
             log.info("%s is mounted at %s: %s", self.config.source, mountpoint, self.tree)
             self.ready(Outcome((*self.link.warnings, *self._hidden())))
             self.supervisor.ready(self._describe())
