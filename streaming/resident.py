@@ -3,24 +3,29 @@
 Pages of a mapped file belong to the kernel's cache, but as long as a process has them mapped they count as its own: an
 epoch over 100 GB would make a worker look as if it had taken all of that, and a memory controller may act on it. So
 now and then the pages are taken out of the page table. They stay in the kernel's cache; looking at one again costs a
-minor fault, and views stay valid.
+minor fault, and views stay valid. Of a small dataset the faults are saved: what the kernel has is mapped at once.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["PageWatch"]
+__all__ = ["SMALL", "PageWatch", "map_what_is_cached"]
 
 # Up to here a dataset stays mapped: later epochs never fault again.
 SMALL = 1 << 30
 # Mapped bytes that an iteration over a larger one may bring into its process's page table.
 MOST = 256 << 20
+# Places of a file that are looked at to know whether it is in memory.
+PROBES = 16
+MADV_POPULATE_READ = 22  # of Linux 5.14; the module mmap does not name it
 # How many bytes are read between two looks: one takes 5 µs.
 STEP = 64 << 20
 
@@ -48,6 +53,19 @@ class PageWatch:
             if _mapped_bytes() > self._most:
                 for each in self._maps():
                     each.madvise(mmap.MADV_DONTNEED)
+
+
+def map_what_is_cached(raw: mmap.mmap, fd: int) -> None:
+    """Bring all pages of a map of a file into the page table, if the file seems to be in memory; nothing is read else.
+
+    50 µs a MiB; one fault for each 16 pages, when they are first looked at, costs the reader of a sample more than
+    the sample itself.
+    """
+    byte = bytearray(1)
+    with suppress(OSError):  # not in memory; or a filesystem, or a kernel, that does not know this
+        for place in range(PROBES):
+            os.preadv(fd, [byte], place * (len(raw) - 1) // (PROBES - 1), os.RWF_NOWAIT)
+        raw.madvise(MADV_POPULATE_READ)
 
 
 def _mapped_bytes() -> int:

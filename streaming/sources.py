@@ -21,6 +21,7 @@ from streaming.kept import LARGE, kept_tables
 from streaming.mds.compression import decompress
 from streaming.mds.hashing import new_hash
 from streaming.mds.uniform import index_tables
+from streaming.resident import SMALL, map_what_is_cached
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,6 +140,7 @@ class PlainFolder:
         self._path = path
         self.tables = tables
         self._hash = validate_hash
+        self._small = int(tables.files["size"].sum()) <= SMALL
         self._validated: set[int] = set()
 
     def open(self, file: int) -> ShardFile:
@@ -187,7 +189,10 @@ class PlainFolder:
             found = os.fstat(fd).st_size
             if found != size:
                 raise ShardCorruptError(f"{path}: expected {size} bytes, got {found}: copy it again")
-            return map_file(fd, size)
+            raw = map_file(fd, size)
+            if self._small and size:
+                map_what_is_cached(raw, fd)
+            return raw
         finally:
             os.close(fd)
 
