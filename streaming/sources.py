@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["MountedFolder", "PlainFolder", "check_hash_name", "map_file", "open_folder", "read_tables"]
 
 ENGINE_ATTRIBUTE = "user.mdsfs.engine"
-# FUSE's magic number in statfs(2), as the kernel's linux/magic.h has it.
+# As /proc/self/mounts names them.
 FUSE_TYPES = ("fuse", "fuseblk")
+MEMORY_TYPES = ("tmpfs", "ramfs")
 
 
 def open_folder(path: Path, validate_hash: str | None = None) -> Folder:
@@ -49,7 +50,10 @@ def open_folder(path: Path, validate_hash: str | None = None) -> Folder:
         return EngineFolder(Door.from_attribute(attribute, validate="shard" if validate_hash else None))
     tables = read_tables(path)
     check_hash_name(tables, validate_hash)
-    return MountedFolder(path, tables) if _is_fuse(path) else PlainFolder(path, tables, validate_hash)
+    kind = _filesystem(path)
+    if kind in FUSE_TYPES:
+        return MountedFolder(path, tables)
+    return PlainFolder(path, tables, validate_hash, in_memory=kind in MEMORY_TYPES)
 
 
 def check_hash_name(tables: DatasetTables, name: str | None) -> None:
@@ -74,7 +78,7 @@ def read_tables(path: Path) -> DatasetTables:
 
         def build() -> list[bytes | memoryview]:
             # a large one need not be in memory at once; a mapping of a mount that fails would be a SIGBUS
-            mapped = size >= LARGE and not _is_fuse(path)
+            mapped = size >= LARGE and _filesystem(path) not in FUSE_TYPES
             return index_tables(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if mapped else file.read())
 
         found = os.fstat(file.fileno())
@@ -82,8 +86,8 @@ def read_tables(path: Path) -> DatasetTables:
         return kept_tables(found, build)
 
 
-def _is_fuse(path: Path) -> bool:
-    """Whether a path lies on a FUSE filesystem: the longest mount point above it decides."""
+def _filesystem(path: Path) -> str:
+    """The type of the filesystem that a path lies on, without a subtype: the longest mount point above it decides."""
     absolute, best, kind = os.path.realpath(path), "", ""
     with open("/proc/self/mounts") as mounts:
         for line in mounts:
@@ -92,7 +96,7 @@ def _is_fuse(path: Path) -> bool:
             inside = absolute == point or absolute.startswith(point.rstrip("/") + "/")
             if inside and len(point) >= len(best):
                 best, kind = point, its_kind
-    return kind.partition(".")[0] in FUSE_TYPES
+    return kind.partition(".")[0]
 
 
 def map_file(fd: int, size: int) -> Any:
@@ -136,9 +140,13 @@ class PlainFolder:
     fetches = False
     pinnable = 0
 
-    def __init__(self, path: Path, tables: DatasetTables, validate_hash: str | None = None) -> None:
+    def __init__(
+        self, path: Path, tables: DatasetTables, validate_hash: str | None = None, *, in_memory: bool = False
+    ) -> None:
+        """`in_memory`: the folder has no disk."""
         self._path = path
         self.tables = tables
+        self._in_memory = in_memory
         self._hash = validate_hash
         self._small = int(tables.files["size"].sum()) <= SMALL
         self._validated: set[int] = set()
@@ -191,7 +199,7 @@ class PlainFolder:
                 raise ShardCorruptError(f"{path}: expected {size} bytes, got {found}: copy it again")
             raw = map_file(fd, size)
             if self._small and size:
-                map_what_is_cached(raw, fd)
+                map_what_is_cached(raw, fd, in_memory=self._in_memory)
             return raw
         finally:
             os.close(fd)
