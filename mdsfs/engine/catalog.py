@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 TIMEOUT = 290.0
 # A line of the child: some hundred bytes for each nested dataset.
 MAX_LINE = 64 << 20
+# Indexers that may end without a word, killed by somebody or for their memory, before that is an error.
+TRIES = 3
 
 
 class _SilentError(EngineError):
@@ -71,11 +73,12 @@ async def index_source(
     they take; what it raises ends this. Raises IndexFormatError, SourceMissingError and whatever the store says.
     With `publish` the root's dataset lies there, and nested ones in folders below it.
     """
-    try:
-        return await _index_once(store, url, options, identity, listing, publish, make_room)
-    except _SilentError as error:
-        log.warning("%s: %s; another one tries again", url, error)
-        return await _index_once(store, url, options, identity, listing, publish, make_room)
+    for _ in range(TRIES - 1):
+        try:
+            return await _index_once(store, url, options, identity, listing, publish, make_room)
+        except _SilentError as error:
+            log.warning("%s: %s; another one tries again", url, error)
+    return await _index_once(store, url, options, identity, listing, publish, make_room)
 
 
 async def _index_once(
