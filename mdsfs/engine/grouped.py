@@ -130,8 +130,10 @@ class Grouped:
         except (StreamingError, OSError) as error:
             log.debug("%d fills of a group are left: %s", len(left), error)
         except BaseException:
-            with trio.CancelScope(shield=True):
-                for flight in left:
+            for flight in left:
+                # Cancelled and shielded: what is withdrawn and still held, maybe by the next of these, is not waited for.
+                with trio.CancelScope(shield=True) as scope:
+                    scope.cancel()
                     await self._flying.land(flight, None, no_room=False)
             raise
         self._alone(left)

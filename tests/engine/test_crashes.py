@@ -193,13 +193,15 @@ def test_a_fetcher_that_is_killed_costs_nobody_a_byte(
 
 
 def publish(engine: Engine, data: Data, folder: Path) -> None:
-    """Fetch a dataset whose shards get their names in a folder."""
+    """Fetch a dataset whose shards get their names in a folder, and wait until they stand there."""
     with engine.client() as client:
         source = client.open(str(data.folder), RemoteOptions().identity(""), publish=str(folder))
         number = source.datasets[0].dataset
         for file, raw in enumerate(data.raw):
             with client.held(number, [(file, 0, len(raw))]):
                 pass
+    names = {f"shard.{file:05d}.mds" for file in range(len(data.raw))}
+    until(lambda: names <= set(os.listdir(folder)))
 
 
 def test_published_datasets_count_before_anybody_opens_them(start: Start, tmp_path: Path) -> None:

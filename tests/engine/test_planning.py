@@ -209,8 +209,9 @@ def test_what_a_group_does_not_bring_is_fetched_alone(opened: Open) -> None:
     dataset = source.dataset(batch_size=24)
     samples = iter(dataset)
     found = source.read(next(samples) for _ in range(160))
-    for kind in ("reset", "status", "truncate", "corrupt"):
-        source.proxy.add(Fault(kind, match="shard.", times=1 if kind == "corrupt" else 6, after=100))
+    # one request may meet all of those that are tried again, and still has its sixth attempt
+    for kind, times in (("reset", 2), ("status", 1), ("truncate", 2), ("corrupt", 1)):
+        source.proxy.add(Fault(kind, match="shard.", times=times, after=100))
     found += source.read(samples)
     assert sorted(found) == list(range(source.samples))
     assert source.engine.status()["fills"]["failed"] == 0
