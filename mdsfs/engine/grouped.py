@@ -131,7 +131,7 @@ class Grouped:
             log.debug("%d fills of a group are left: %s", len(left), error)
         except BaseException:
             for flight in left:
-                # Cancelled and shielded: what is withdrawn and still held, maybe by the next of these, is not waited for.
+                # Shielded and cancelled: nobody waits for what is withdrawn and still held, maybe by the next of these.
                 with trio.CancelScope(shield=True) as scope:
                     scope.cancel()
                     await self._flying.land(flight, None, no_room=False)
