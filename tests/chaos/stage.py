@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,8 +22,7 @@ from tests.chaos.disk import Disk
 from tests.chaos.processes import Processes, named
 from tests.chaos.reader import DOORS
 from tests.chaos.tally import Tally
-from tests.servers import FaultProxy, RcloneServer
-from tests.servers.base import clean_environment
+from tests.servers import FaultProxy, RcloneServer, clean_environment, free_port
 
 __all__ = ["LIMITS", "READ_TIMEOUT", "Mount", "Reader", "Stage"]
 
@@ -44,15 +41,6 @@ COMMAND_SECONDS = 120.0
 STARTS = (5, 11)
 # An endless loop of attempts to mount is not a busy one.
 PAUSE = 0.1
-
-
-def lasting_port() -> int:
-    """A free port below those that connections get, so that nobody has taken it when the server comes back."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class Reader:
@@ -168,7 +156,7 @@ class Stage:
         self.seed = seed
         self.places = data.Places(home)
         self.processes = Processes()
-        self.server = RcloneServer(self.places.bucket.parent, lasting_port())
+        self.server = RcloneServer(self.places.bucket.parent, free_port())
         self._is_serving = False
         self._stack = ExitStack()
 
