@@ -104,6 +104,7 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._free_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     # ---- control, from the test's thread ----------------------------------------------------------------------------
 
@@ -121,7 +122,7 @@ class FaultProxy:
 
     def __exit__(self, *exc: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def add(self, fault: Fault) -> Fault:
         """Switch a fault on."""
@@ -132,7 +133,7 @@ class FaultProxy:
     def remove(self, fault: Fault) -> None:
         """Switch one fault off; whatever hangs or stalls goes on."""
         with self._lock:
-            self.faults.remove(fault)
+            self.faults[:] = [each for each in self.faults if each is not fault]
         self._loop.call_soon_threadsafe(self._release)
 
     def clear(self) -> None:
@@ -176,15 +177,20 @@ class FaultProxy:
         server = await asyncio.start_server(self._accept, sock=self._listener, limit=1 << 20)
         await self._stop.wait()
         server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # connections too that were accepted just now, and have no task yet, or one that has not begun
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in self._writers:
+                writer.transport.abort()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     def _release(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         self._start(self._connection(reader, writer))
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> None:
@@ -202,6 +208,7 @@ class FaultProxy:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+            self._writers.discard(writer)
 
     def _pick(self, request: Request) -> Fault | None:
         with self._lock:
@@ -316,8 +323,8 @@ class FaultProxy:
                 if breaks.kind == "corrupt":
                     data = data[:cut] + bytes([data[cut] ^ 0xFF]) + data[cut + 1 :]
                 else:
-                    writer.write(data[:cut])
                     request.sent += cut
+                    writer.write(data[:cut])
                     await writer.drain()
                     if breaks.kind == "stall":
                         await self._pause(breaks)
@@ -326,8 +333,8 @@ class FaultProxy:
                     return False
                 breaks = None
             await self._throttle(len(data))
+            request.sent += len(data)  # before whoever waits for the bytes can look
             writer.write(data)
-            request.sent += len(data)
             await writer.drain()
         return True
 
@@ -338,6 +345,9 @@ class FaultProxy:
             await asyncio.sleep(self._free_at - now)
 
     async def _pause(self, fault: Fault) -> None:
+        with self._lock:
+            if not any(each is fault for each in self.faults):
+                return  # switched off between the request and here
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), fault.seconds)
 
