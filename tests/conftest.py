@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# How long an example takes is the machine's business: the first one of a property imports whole libraries.
-hypothesis.settings.register_profile("suite", deadline=None)
+# How long examples take is the machine's business: the first one of a property imports whole libraries.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
 
 # The machine's own settings (certificates, profiles, regions) must not decide what a test talks to.
@@ -52,14 +53,26 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Engines keep a lock and a log per cache directory beside their sockets: those of our short-lived ones go.
 
-    Not by pytest-xdist's workers, one of which may end while an engine of the other one's starts.
+    Not by pytest-xdist's workers, one of which may end while an engine of the other one's starts; and none of a cache
+    that another run of the tests, which may be under way, has in its own folder.
     """
     if _is_worker(session.config):
         return
-    folder, before = runtime_directory(), session.config.stash[_BEFORE]
-    for name in sorted(_names(folder) - before):
-        if not _has_engine((folder / name).with_suffix(".sock")):
+    folder, fresh = runtime_directory(), _names(runtime_directory()) - session.config.stash[_BEFORE]
+    ours = _identities(session.config._tmp_path_factory.getbasetemp()) if fresh else set()  # type: ignore[attr-defined]
+    for name in sorted(fresh):
+        if name.partition(".")[0] in ours and not _has_engine((folder / name).with_suffix(".sock")):
             (folder / name).unlink(missing_ok=True)
+
+
+def _identities(folder: Path) -> set[str]:
+    """By what engines name the files of a cache directory, for every folder below this one."""
+    found = set()
+    for base, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):
+            each = os.lstat(base)
+            found.add(f"{each.st_dev:x}-{each.st_ino:x}")
+    return found
 
 
 def _is_worker(config: pytest.Config) -> bool:
