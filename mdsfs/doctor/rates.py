@@ -111,7 +111,7 @@ def _synthetic(seconds: float) -> Rate:
     try:
         os.write(fd, os.urandom(PIECE) * (MEMORY // PIECE))
         buffer, reads, begun = bytearray(PIECE), 0, time.monotonic()
-        while time.monotonic() - begun < min(seconds, 0.5):
+        while not reads or time.monotonic() - begun < min(seconds, 0.5):
             os.preadv(fd, [buffer], random.randrange(MEMORY // PIECE) * PIECE)
             reads += 1
         taken = time.monotonic() - begun
@@ -134,7 +134,7 @@ def _disk(folder: Path, seconds: float) -> Iterator[Rate]:
 
 def _disk_rates(fd: int, seconds: float) -> Iterator[Rate]:
     piece, written, begun = os.urandom(PIECE), 0, time.monotonic()
-    while written < MOST_WRITTEN and time.monotonic() - begun < seconds:
+    while not written or (written < MOST_WRITTEN and time.monotonic() - begun < seconds):
         written += os.write(fd, piece)
         if written % (32 * MIB) == 0:
             os.fdatasync(fd)
@@ -143,7 +143,7 @@ def _disk_rates(fd: int, seconds: float) -> Iterator[Rate]:
     yield Rate("disk, write", written / taken, "one process writes to the cache's filesystem, synchronised")
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     at, begun = 0, time.monotonic()
-    while at < written and time.monotonic() - begun < seconds:
+    while not at or (at < written and time.monotonic() - begun < seconds):
         at += len(os.pread(fd, PIECE, at))
     yield Rate("disk, read", at / (time.monotonic() - begun), "one process reads it back, not from the page cache")
 
@@ -266,7 +266,10 @@ def _through_mount(
 
 
 def _parallel(name: str, what: str, read: Callable[[int, memoryview], int], buffer_size: int, seconds: float) -> Rate:
-    """Threads that read one thing after another (`read(number, buffer)`; 0: there is no more) for so long."""
+    """Threads that read one thing after another (`read(number, buffer)`; 0: there is no more) for so long.
+
+    Each reads at least one, however long a busy machine takes to start it.
+    """
     numbers, lock = iter(range(1 << 62)), threading.Lock()
     total, reads, longest = 0, 0, 0.0
     errors: queue.SimpleQueue[Exception] = queue.SimpleQueue()
@@ -276,7 +279,7 @@ def _parallel(name: str, what: str, read: Callable[[int, memoryview], int], buff
         nonlocal total, reads, longest
         buffer = memoryview(bytearray(buffer_size))
         try:
-            while time.monotonic() - begun < seconds:
+            while True:
                 with lock:
                     number = next(numbers)
                 at = time.monotonic()
@@ -285,6 +288,8 @@ def _parallel(name: str, what: str, read: Callable[[int, memoryview], int], buff
                     return
                 with lock:
                     total, reads, longest = total + got, reads + 1, longest + time.monotonic() - at
+                if time.monotonic() - begun >= seconds:
+                    return
         except Exception as error:  # it belongs to the caller, who is not this thread
             errors.put(error)
 

@@ -88,7 +88,7 @@ def test_a_mount(run: Run, rclone: StorageServer, tmp_path: Path) -> None:
     write_dataset(tmp_path / "source" / "val", samples=20)
     rclone.put_tree("warm", tmp_path / "source")
     with FaultProxy(rclone.endpoint) as proxy, Host(tmp_path, rclone.variables_for(proxy.endpoint)) as host:
-        mount = host.mounted(rclone.url("warm"), "--read-timeout", "5")
+        mount = host.mounted(rclone.url("warm"))
         assert run.ok("warm", mount, "train/*.mds", f"{mount}/val/shard.00000.mds", "--pin").startswith(
             "4 files loaded"
         )

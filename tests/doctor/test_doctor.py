@@ -20,7 +20,7 @@ from mdsfs.doctor.rates import Rate
 from streaming.remote import RemoteOptions
 from tests.engine.conftest import MIB, ROOT, Engine, write_dataset
 from tests.mount.harness import why_not_mountable
-from tests.servers import clean_environment, free_port
+from tests.servers import clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +141,7 @@ class Clock(HTTPServer):
             def log_message(self, *args: object) -> None:
                 pass
 
-        super().__init__(("127.0.0.1", free_port()), Answer)
+        super().__init__(("127.0.0.1", 0), Answer)
         self.thread = Thread(target=self.serve_forever)
         self.thread.start()
 

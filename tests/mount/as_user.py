@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,9 @@ def main(source: str, folder: str) -> dict[str, Any]:
     )
     found["status"] = json.loads((Path(mountpoint) / ".mdsfs/status").read_bytes())["mount"]
     pid = found["status"]["pid"]
+    ended = os.pidfd_open(pid)
     os.kill(pid, 9)
+    select.select([ended], [], [], 60)
     found["again"] = mdsfs("mount", source, mountpoint, *common)
     found["umount"] = mdsfs("umount", mountpoint)
     found["left"] = [line for line in Path("/proc/self/mounts").read_text().splitlines() if mountpoint in line]

@@ -106,7 +106,7 @@ class FakeEngine:
         self._listener.shutdown(socket.SHUT_RDWR)
         self.disconnect()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(60)
         self._listener.close()
         socket_path(self.cache_dir).unlink(missing_ok=True)
         self.residency.close()
@@ -173,7 +173,7 @@ class FakeEngine:
             return {}, []
         self.wants.append(message)
         self.wanted.set()
-        self.allowed.wait(20)
+        self.allowed.wait(120)
         if self.failure is not None:
             raise self.failure
         (file, offset, length) = message["ranges"][0]
@@ -196,7 +196,7 @@ class FakeEngine:
         return {}, []
 
     def _status(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        self.answers_status.wait(20)
+        self.answers_status.wait(120)
         fd = os.memfd_create("status")
         os.write(fd, json.dumps({"cache": {"limit_bytes": 1}}).encode())
         return {}, [fd]

@@ -38,7 +38,7 @@ def why_not_mountable() -> str | None:
 
 
 @contextlib.contextmanager
-def mounted(cache_dir: Path, folder: Path, *, read_timeout: float = 10.0) -> Iterator[Mounted]:
+def mounted(cache_dir: Path, folder: Path, *, read_timeout: float = 60.0) -> Iterator[Mounted]:
     """Mount in a new directory below `folder`; afterwards nothing is left, whatever happened."""
     mountpoint = folder / "mnt"
     mountpoint.mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def mounted(cache_dir: Path, folder: Path, *, read_timeout: float = 10.0) -> Ite
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         finally:
             process.kill()
             process.stdout.close()

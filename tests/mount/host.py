@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -72,11 +73,15 @@ class Host:
         return self.mountpoint
 
     def status(self) -> dict[str, Any]:
-        """`mdsfs status --json` of the mount."""
-        done = self.run("status", self.mountpoint, "--json")
-        assert done.returncode == 0, done
-        document: dict[str, Any] = json.loads(done.stdout)
-        return document
+        """`mdsfs status --json` of the mount, with the engine's half, with which a busy engine may be late."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            done = self.run("status", self.mountpoint, "--json")
+            assert done.returncode == 0, done
+            document: dict[str, Any] = json.loads(done.stdout)
+            if document["mount"]["engine_error"] is None:
+                return document
+            assert time.monotonic() < deadline, document["mount"]
 
     def stop_engine(self) -> None:
         """End the engine of the cache directory, if one runs, and wait until it has."""
@@ -105,12 +110,24 @@ def wait_for(pidfd: int) -> None:
     os.close(pidfd)
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
+def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
     """Until another process has done something that only its traces tell."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def is_read(path: Path, data: bytes) -> bool:
+    """Whether a file can be read, with these bytes: where the deadline is short, a busy machine may miss it."""
+    try:
+        found = path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
+    assert found == data
+    return True
 
 
 def write_dataset(folder: Path, samples: int = 60, size: int = 20_000, **options: Any) -> dict[str, bytes]:

@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from streaming.errors import CredentialsRefusedError, ObjectChangedError, Object
 
 from .fake_engine import CORRUPT, FakeEngine
 from .harness import Mounted, mounted, why_not_mountable
+from .host import is_read, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,14 +64,6 @@ def error_of(action: Callable[[], object]) -> int | None:
     return raised.value.errno
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Wait until another process or thread has done something; fails after ten seconds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_every_line_has_a_test() -> None:
     """Each name in the document's tables is a test in this package, so that no sentence stands unchecked."""
     document = (Path(mountpoints.__file__).parent / "SEMANTICS.md").read_text()
@@ -86,10 +78,15 @@ def test_every_line_has_a_test() -> None:
 
 def test_lookup_needs_no_data(mount: Mounted, engine: FakeEngine) -> None:
     """Walking the tree and looking at everything asks the engine for nothing."""
-    before = list(engine.requests)
+
+    def asked() -> list[str]:
+        """Without the mount's own report of what it does, which comes when a second has passed."""
+        return [request for request in engine.requests if request != "report"]
+
+    before = asked()
     found = {path.relative_to(mount.path).as_posix(): path.stat().st_size for path in mount.path.rglob("*.bin")}
     assert found == {name: len(data) for name, data in CONTENTS.items() if name.endswith(".bin")}
-    assert engine.requests == before
+    assert asked() == before
 
 
 def test_absent_name(mount: Mounted) -> None:
@@ -200,14 +197,12 @@ def test_parallel(mount: Mounted, engine: FakeEngine) -> None:
     with ThreadPoolExecutor(20) as pool:
         stuck = [pool.submit(read_at, mount.path / "a.bin", number * 65536) for number in range(20)]
         until(lambda: len(engine.wants) >= 20)
-        start = time.monotonic()
         assert (mount.path / "c.bin").read_bytes() == CONTENTS["c.bin"]
         assert len(os.listdir(mount.path)) == 6
-        elapsed = time.monotonic() - start
+        assert not any(future.done() for future in stuck)  # it did not wait for them
         engine.allowed.set()
         for number, future in enumerate(stuck):
             assert future.result() == CONTENTS["a.bin"][number * 65536 :][:4096]
-    assert elapsed < 20  # it did not wait for them
 
 
 def read_at(path: Path, offset: int) -> bytes:
@@ -223,11 +218,9 @@ def test_deadline(engine: FakeEngine, tmp_path: Path) -> None:
     """A read that gets no answer is EIO at the deadline; the next one may succeed."""
     with mounted(engine.cache_dir, tmp_path, read_timeout=0.3) as mount:
         engine.allowed.clear()
-        start = time.monotonic()
         assert error_of((mount.path / "b.bin").read_bytes) == errno.EIO
-        assert time.monotonic() - start < 30
         engine.allowed.set()
-        assert (mount.path / "b.bin").read_bytes() == CONTENTS["b.bin"]
+        until(lambda: is_read(mount.path / "b.bin", CONTENTS["b.bin"]))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +329,7 @@ def test_unmount(engine: FakeEngine, tmp_path: Path, number: signal.Signals) -> 
             waiting = pool.submit((mount.path / "a.bin").read_bytes)
             until(engine.wanted.is_set)
             mount.process.send_signal(number)
-            assert mount.process.wait(10) == 0
+            assert mount.process.wait(60) == 0
             with pytest.raises(OSError, match=r"Input/output error|not connected|connection abort"):
                 waiting.result()
         assert mountpoints.mount_at(str(mount.path)) is None
@@ -363,7 +356,7 @@ def test_a_living_mount_is_refused(mount: Mounted) -> None:
 def test_unmounting_from_outside_ends_the_daemon(mount: Mounted) -> None:
     """umount is enough: the daemon ends by itself, with 0."""
     mountpoints.unmount(str(mount.path))
-    assert mount.process.wait(10) == 0
+    assert mount.process.wait(60) == 0
 
 
 def test_a_busy_mount_names_who_uses_it(mount: Mounted) -> None:

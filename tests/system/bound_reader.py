@@ -1,7 +1,7 @@
-"""A reader process of the bound test: random reads, each compared with the source; exit status 1 at the first wrong
-byte.
+"""A reader process of the bound test: random reads until a file appears, each compared with the source; exit status 1
+at the first wrong byte.
 
-    bound_reader.py pread|samples MOUNTED SOURCE SEED SECONDS [fork]
+    bound_reader.py pread|samples MOUNTED SOURCE SEED END [fork]
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import os
 import random
 import sys
-import time
 from pathlib import Path
 
 from streaming import LocalDataset
 
 SIZE = 32 * 1024
+# Samples of a reader before it forks; every one reads more than that.
+FORKED_AT = 50
 
 
-def read_files(mounted: Path, source: Path, draw: random.Random, end: float) -> int:
+def read_files(mounted: Path, source: Path, draw: random.Random, end: Path) -> int:
     """Random ranges by pread; how many."""
     names = sorted(path.name for path in source.glob("shard.*"))
     pairs = [(os.open(mounted / name, os.O_RDONLY), os.open(source / name, os.O_RDONLY)) for name in names]
     count = 0
-    while time.monotonic() < end:
+    while not count or not end.exists():
         got, want = draw.choice(pairs)
         at = draw.randrange(os.fstat(want).st_size)
         assert os.pread(got, SIZE, at) == os.pread(want, SIZE, at), f"wrong bytes at {at}"
@@ -30,16 +31,16 @@ def read_files(mounted: Path, source: Path, draw: random.Random, end: float) -> 
     return count
 
 
-def read_samples(mounted: Path, source: Path, draw: random.Random, end: float, fork: bool) -> int:
+def read_samples(mounted: Path, source: Path, draw: random.Random, end: Path, fork: bool) -> int:
     """Random samples through the library; how many."""
     dataset, truth = LocalDataset(str(mounted)), LocalDataset(str(source))
     assert type(dataset._shards.folder).__name__ == "EngineFolder", "the engine was not reached"
     count = 0
-    while time.monotonic() < end:
+    while count <= FORKED_AT or not end.exists():
         number = draw.randrange(len(truth))
         assert dataset[number] == truth[number], f"wrong sample {number}"
         count += 1
-        if fork and count == 50:
+        if fork and count == FORKED_AT:
             child = os.fork()
             if not child:
                 number = draw.randrange(len(truth))
@@ -49,12 +50,12 @@ def read_samples(mounted: Path, source: Path, draw: random.Random, end: float, f
 
 
 def main() -> None:
-    kind, mounted, source, seed, seconds, *rest = sys.argv[1:]
-    draw, end = random.Random(int(seed)), time.monotonic() + float(seconds)
+    kind, mounted, source, seed, end, *rest = sys.argv[1:]
+    draw = random.Random(int(seed))
     if kind == "pread":
-        count = read_files(Path(mounted), Path(source), draw, end)
+        count = read_files(Path(mounted), Path(source), draw, Path(end))
     else:
-        count = read_samples(Path(mounted), Path(source), draw, end, "fork" in rest)
+        count = read_samples(Path(mounted), Path(source), draw, Path(end), "fork" in rest)
     print(count)
 
 
