@@ -23,6 +23,7 @@ from streaming.engine.residency import ResidencyReader
 from streaming.mds.seekable import compress_seekable
 from streaming.mds.tables import load_tables
 from streaming.remote import RemoteOptions
+from tests.mount.host import until
 from tests.servers.base import clean_environment
 
 if TYPE_CHECKING:
@@ -68,13 +69,26 @@ class Engine:
         with self.client(client="cli") as client:
             return dict(json.loads(client.status()))
 
-    def settled(self) -> dict[str, Any]:
-        """The status when no fill is running any more and every client that left has been noticed."""
+    def status_when(self, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """The first status from now on of which something is true."""
+        found: dict[str, Any] = {}
+
+        def is_true() -> object:
+            found.clear()
+            found.update(json.loads(client.status()))
+            return condition(found)
+
         with self.client(client="cli") as client:
-            while True:
-                status = json.loads(client.status())
-                if not status["fills"]["running"] and len(status["clients"]) == 1:
-                    return dict(status)
+            until(is_true)
+        return found
+
+    def quiet(self) -> dict[str, Any]:
+        """The status when no fill is running any more, and none has room left that it claimed."""
+        return self.status_when(_is_quiet)
+
+    def settled(self) -> dict[str, Any]:
+        """The same when every client that left has been noticed as well."""
+        return self.status_when(lambda status: _is_quiet(status) and len(status["clients"]) == 1)
 
     def kill(self) -> None:
         """kill -9."""
@@ -85,7 +99,7 @@ class Engine:
         """SIGTERM; its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +109,10 @@ class Engine:
             self.stop()
         finally:
             self.kill()
+
+
+def _is_quiet(status: dict[str, Any]) -> bool:
+    return not status["fills"]["running"] and not status["cache"]["reserved_bytes"]
 
 
 @pytest.fixture
@@ -192,7 +210,7 @@ class Reader:
             self.fds[file] = self.client.file(self.dataset, file).fd
         return self.fds[file]
 
-    def read(self, file: int, offset: int, length: int, *, handle: int | None = None, timeout: float = 20.0) -> bytes:
+    def read(self, file: int, offset: int, length: int, *, handle: int | None = None, timeout: float = 60.0) -> bytes:
         """The bytes, from the cache where they are resident, else by a want."""
         fd = self.fd(file)
         generation = self.residency.generation(file)
@@ -202,7 +220,7 @@ class Reader:
                 return found
         return self.ask(file, offset, length, handle=handle, timeout=timeout)
 
-    def ask(self, file: int, offset: int, length: int, *, handle: int | None = None, timeout: float = 20.0) -> bytes:
+    def ask(self, file: int, offset: int, length: int, *, handle: int | None = None, timeout: float = 60.0) -> bytes:
         """The bytes by a want."""
         self.asked += 1
         fd = self.fd(file)

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 def wait_complete(reader: Reader, file: int) -> None:
     """Until the hash of the last byte was checked, which may be after that byte was served."""
-    while reader.client.state(reader.dataset, file)["level"] != "shard":
-        assert reader.client.is_alive()
+    until(lambda: reader.client.state(reader.dataset, file)["level"] == "shard")
 
 
 def cache_file(engine: Engine, file: int) -> Path:
@@ -75,7 +74,7 @@ def test_a_fill_that_was_killed_leaves_neither_bytes_nor_room(
         until(lambda: any(request.sent >= 600_000 for request in proxy.seen("shard.00000")))
         engine.kill()
         with pytest.raises(EngineUnavailableError):
-            read.result(20)
+            read.result(60)
     proxy.clear()
     reader.close()
     again = start(16 * MIB, env=rclone.variables_for(proxy.endpoint))
@@ -139,8 +138,9 @@ def test_files_changed_behind_the_engine_are_never_served(start: Start, tmp_path
     reader = Reader(again.client(), str(data.folder), data)
     reader.check(0, 0, MIB)
     reader.check(0, 900, 200)
-    assert disk_bytes(again.cache) <= again.status()["cache"]["charged_bytes"]
     reader.close()
+    status = again.settled()
+    assert disk_bytes(again.cache) <= status["cache"]["charged_bytes"]
 
 
 @pytest.mark.parametrize("edit", ["replace", "delete"])
@@ -177,8 +177,7 @@ def test_a_fetcher_that_is_killed_costs_nobody_a_byte(
     import threading
 
     def kill_when_stalled() -> None:
-        while not proxy.seen("shard"):
-            pass
+        until(lambda: any(request.sent >= 100_000 for request in proxy.seen("shard")))
         with open(children) as file:
             fetchers = [int(pid) for pid in file.read().split()]
         os.kill(fetchers[0], signal.SIGKILL)
@@ -193,7 +192,7 @@ def test_a_fetcher_that_is_killed_costs_nobody_a_byte(
 
 
 def publish(engine: Engine, data: Data, folder: Path) -> None:
-    """Fetch a dataset whose shards get their names in a folder, and wait until they stand there."""
+    """Fetch a dataset whose shards get their names in a folder, and wait until they stand there for good."""
     with engine.client() as client:
         source = client.open(str(data.folder), RemoteOptions().identity(""), publish=str(folder))
         number = source.datasets[0].dataset
@@ -201,7 +200,8 @@ def publish(engine: Engine, data: Data, folder: Path) -> None:
             with client.held(number, [(file, 0, len(raw))]):
                 pass
     names = {f"shard.{file:05d}.mds" for file in range(len(data.raw))}
-    until(lambda: names <= set(os.listdir(folder)))
+    engine.settled()
+    assert names <= set(os.listdir(folder))
 
 
 def test_published_datasets_count_before_anybody_opens_them(start: Start, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_dataset_that_nobody_uses_makes_room_to_its_last_byte(start: Start, tm
     reader = Reader(engine.client(), str(new.folder), new)
     for file in range(3):
         reader.check(file, 0, 2 * MIB)
-    status = engine.status()
+    status = engine.quiet()
     assert [each["url"] for each in status["datasets"]] == [str(new.folder)]
     assert disk_bytes(engine.cache) <= status["cache"]["charged_bytes"] <= limit
     reader.close()

@@ -61,6 +61,7 @@ def test_pinned_files_stay(start: Start, data: Data) -> None:
         assert 4 * MIB < told["pinned_bytes"] < 4.2 * MIB
         for _ in range(2):
             read_all(reader)
+        engine.quiet()
         assert [client.state(reader.dataset, file)["state"] for file in (0, 1)] == ["complete"] * 2
         told, _ = client.ask("unpin", folder=folder, files=[[0, 12]])
         assert (told["unpinned"], told["pinned_bytes"]) == (2, 0)
@@ -79,6 +80,7 @@ def test_pins_survive_the_engine(start: Start, data: Data) -> None:
         reader.check(3, 0, 2 * MIB)
         client.ask("pin", folder=only_folder(client), files=[[3, 1], [7, 1]])
         reader.close()
+        engine.settled()
         engine.kill()
     with start(LIMIT) as engine, engine.client() as client:
         (shown,) = folders(client)
@@ -159,6 +161,7 @@ def test_eviction_on_request(start: Start, data: Data) -> None:
         reader = Reader(client, str(data.folder), data)
         for file in range(4):
             reader.check(file, 0, 2 * MIB)
+        engine.quiet()
         folder = only_folder(client)
         client.ask("pin", folder=folder, files=[[1, 1]])
         with client.held(reader.dataset, [(2, MIB, 4096)]):
@@ -194,6 +197,7 @@ def test_tables_are_handed_out(start: Start, data: Data) -> None:
     with start(LIMIT) as engine, engine.client() as client:
         reader = Reader(client, str(data.folder), data)
         reader.check(5, 0, 2 * MIB)
+        engine.quiet()
         folder = only_folder(client)
         client.ask("pin", folder=folder, files=[[6, 1]])
         told, fds = client.ask("files", folder=folder, fds=(3, 3))
@@ -240,7 +244,10 @@ def test_only_the_owner_may_change_what_is_kept(start: Start, data: Data) -> Non
         reader = Reader(client, str(data.folder), data)
         child = os.fork()
         if child == 0:
-            os._exit(_refusals(engine))
+            try:
+                os._exit(_refusals(engine))
+            finally:
+                os._exit(99)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
         reader.close()
 

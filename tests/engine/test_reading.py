@@ -54,10 +54,10 @@ def test_bytes_are_right_in_every_form_and_the_limit_holds(
     options = RemoteOptions(endpoint_url=rclone.endpoint)
     reader = Reader(engine.client(), rclone.url(prefix), data, options=options)
     some_reads(reader, 60)
-    status = engine.status()
+    reader.close()
+    status = engine.settled()
     assert disk_bytes(engine.cache) <= status["cache"]["charged_bytes"] <= limit
     assert status["fills"]["failed"] == 0
-    reader.close()
 
 
 def test_a_local_source_is_handed_out_as_it_is(start: Start, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_one_small_read_fetches_little(start: Start, rclone: StorageServer, tmp_
     )
     before = engine.status()["remote"]["bytes"]
     reader.check(0, 8 * MIB + 777, 4 * KIB, handle=1)
-    assert engine.status()["remote"]["bytes"] - before < MIB
+    assert engine.quiet()["remote"]["bytes"] - before < MIB
     reader.close()
 
 
@@ -121,7 +121,7 @@ def read_all_at_once(readers: list[Reader]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     assert not failures
 
 
@@ -172,12 +172,15 @@ def test_a_sequential_reader_asks_seldom(start: Start, rclone: StorageServer, tm
     rclone.put_tree("wide", data.folder)
     engine = start(64 * MIB, env=rclone.variables)
     reader = Reader(engine.client(), rclone.url("wide"), data, options=RemoteOptions(endpoint_url=rclone.endpoint))
+    asked = 0
     for file in range(3):
         for offset in range(0, 8 * MIB, 64 * KIB):
             reader.check(file, offset, 64 * KIB, handle=file + 1)
-    status = engine.status()
-    assert reader.asked < 200
-    assert 24 * MIB <= status["remote"]["bytes"] <= 24 * MIB + 64 * KIB
+            if reader.asked > asked:  # what it finds is what was planned for it, not what came in time
+                asked = reader.asked
+                engine.quiet()
+    assert reader.asked < 30
+    assert 24 * MIB <= engine.quiet()["remote"]["bytes"] <= 24 * MIB + 64 * KIB
     reader.close()
 
 
@@ -207,7 +210,7 @@ def test_a_read_whose_client_leaves_goes_on(
     while not proxy.seen("shard"):
         assert thread.is_alive()
     first.client.close()
-    thread.join(10)
+    thread.join()
     assert ended
     proxy.clear()
     second.check(0, 0, MIB)
@@ -239,8 +242,9 @@ def test_a_limit_below_index_and_tables_is_refused_with_the_figure(start: Start,
     roomy = start(least, cache="other")
     reader = Reader(roomy.client(), str(data.folder), data)
     some_reads(reader, 10)
-    assert disk_bytes(roomy.cache) <= least
     reader.close()
+    roomy.settled()
+    assert disk_bytes(roomy.cache) <= least
 
 
 def test_a_missing_source_is_told_as_such_and_leaves_nothing(start: Start, tmp_path: Path) -> None:
@@ -302,6 +306,7 @@ def test_shard_level_for_one_client_is_shard_level_for_the_dataset(
     options = RemoteOptions(endpoint_url=rclone.endpoint)
     first = Reader(engine.client(), rclone.url("validate"), data, options=options)
     first.check(0, 5000, 5000)
+    engine.quiet()
     assert first.client.state(first.dataset, 0)["level"] == "transport"
     second = Reader(engine.client(), rclone.url("validate"), data, options=options, validate="shard")
     assert not second.residency.is_resident(0, 5000, 5000)

@@ -92,7 +92,7 @@ async def test_after_a_fetcher_has_died_only_the_rest_is_fetched(web: Web, new_f
             if len(found) >= 30 and not pool.statistics().restarts:
                 os.kill(only_child(pool), signal.SIGKILL)
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await pool.run_group(web.url, web.options, job, fds, priority=AHEAD, on_parts=written)
         nursery.cancel_scope.cancel()
     assert sorted(found) == list(range(40))

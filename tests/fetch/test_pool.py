@@ -55,7 +55,7 @@ def only_child(pool: FetcherPool) -> int:
 
 async def stalled(web: Web, count: int = 1) -> None:
     """Return when so many requests hang in the proxy."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while len(web.faults.seen()) < count:  # of another thread, which has no event of trio's  # noqa: ASYNC110
             await trio.sleep(0.005)
 
@@ -81,11 +81,11 @@ async def test_a_killed_fetcher_is_replaced_and_its_jobs_done_again(web: Web, ne
             finished.set()
 
         nursery.start_soon(job)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await written.wait()
         first = only_child(pool)
         os.kill(first, signal.SIGKILL)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await finished.wait()
         assert pool.statistics().restarts == 1
         assert only_child(pool) != first
@@ -114,7 +114,7 @@ async def test_after_cancelling_nothing_is_written(web: Web, new_file: Callable[
     web.faults.add(Fault("stall", after=2 * MIB + 100, times=1))
     fd, written = new_file(len(DATA)), trio.Event()
     async with running_pool() as pool:
-        with trio.CancelScope() as scope, trio.fail_after(20):
+        with trio.CancelScope() as scope, trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(
                     lambda: pool.run(
@@ -173,7 +173,7 @@ async def test_a_full_socket_makes_jobs_wait_their_turn(web: Web, new_file: Call
                 job = RangeJob("one", None, at, at + 1, at)
                 nursery.start_soon(lambda job=job: pool.run(web.url, web.options, job, fd))
             try:
-                with trio.fail_after(20):
+                with trio.fail_after(60):
                     while not fetcher._sending.statistics().tasks_waiting:
                         await trio.lowlevel.checkpoint()
             finally:
@@ -189,7 +189,7 @@ async def test_a_stuck_object_does_not_stop_the_others(web: Web, new_file: Calla
         for _ in range(20):
             nursery.start_soon(lambda: pool.run(web.url, web.options, RangeJob("one", None, 0, len(DATA), 0), fd))
         await stalled(web, 2)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await pool.run(web.url, web.options, RangeJob("two", None, 0, len(DATA), 0), fd, priority=AHEAD)
         assert os.pread(fd, len(DATA), 0) == DATA
         assert pool.statistics().running == 2
@@ -250,6 +250,6 @@ trio.run(main)
         assert engine.stdout is not None
         fetcher = os.pidfd_open(int(engine.stdout.readline()))
         engine.kill()
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await trio.lowlevel.wait_readable(fetcher)
         os.close(fetcher)
