@@ -58,8 +58,8 @@ class World:
 
     def settled(self) -> None:
         """The mount is up and its engine too."""
-        until(lambda: self.machine.show(UNIT, "ActiveState") == {"ActiveState": "active"}, 60)
-        until(lambda: self.machine.show(ENGINE, "ActiveState") == {"ActiveState": "active"}, 60)
+        until(lambda: self.machine.show(UNIT, "ActiveState") == {"ActiveState": "active"}, 120)
+        until(lambda: self.machine.show(ENGINE, "ActiveState") == {"ActiveState": "active"}, 120)
 
 
 @pytest.fixture(scope="session")
@@ -94,8 +94,6 @@ def _install(machine: Machine, proxy: FaultProxy, source: str) -> None:
     machine.write(
         "/etc/mdsfs/ds.credentials", f"[default]\naws_access_key_id={ACCESS}\naws_secret_access_key={SECRET}\n"
     )
-    toml = machine.root / "etc/mdsfs/ds.toml"
-    toml.write_text(toml.read_text().replace("wait = 60", "wait = 3"))
     machine.write("/etc/systemd/system/late-network.service", LATE_NETWORK)
     for target, unit in (("network-online.target", "late-network.service"), (TARGET, UNIT)):
         wants = machine.root / f"etc/systemd/system/{target}.wants"

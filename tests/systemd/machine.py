@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 90
+SECONDS = 180
 TARGET = "mdsfs-test.target"
 # Where the base interpreter is inside: its own place may be a home, which services do not see.
 PYTHON = "/opt/mdsfs-test-python"
@@ -62,7 +62,7 @@ class Machine:
         self._name = f"mdsfs-test-{os.getpid()}"
         self.root = self._overlay / "root"
         self._process: subprocess.Popen[bytes] | None = None
-        self._new_cgroups: list[Path] = []
+        self._cgroups = [folder / self._name for folder in _own_cgroups()]
         self.leader = 0
 
     def __enter__(self) -> Self:
@@ -92,9 +92,9 @@ class Machine:
         until(lambda: subprocess.run(["umount", self.root], capture_output=True, check=False).returncode == 0)
         shutil.rmtree(self._overlay)
         shutil.rmtree(Path("/run/systemd/nspawn/propagate") / self._name, ignore_errors=True)
-        for top in self._new_cgroups:
+        for top in self._cgroups:
             for folder, _, _ in os.walk(top, topdown=False):
-                with contextlib.suppress(OSError):  # another machine's by now
+                with contextlib.suppress(OSError):  # something in it has not ended
                     os.rmdir(folder)
 
     def _furnish(self) -> None:
@@ -133,10 +133,14 @@ class Machine:
             binds.append("--bind=/dev/autofs")
         command = ["systemd-nspawn", "-q", "-D", str(self.root), f"--machine={self._name}", "--console=pipe"]
         command += ["--register=no", "--keep-unit"]
-        self._new_cgroups = [path for path in _machine_cgroups() if not path.exists()]
+        # It makes groups of fixed names below the one that it is started in: another machine's must not be the same.
+        for folder in self._cgroups:
+            folder.mkdir()
+        into = "".join(f"echo $$ > {folder}/cgroup.procs && " for folder in self._cgroups) + 'exec "$@"'
+        in_groups = ["sh", "-c", into, "sh", "setpriv", "--pdeathsig", "TERM"]
         with self._console.open("wb") as console:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *command, *binds, "--boot", f"systemd.unit={TARGET}"],
+                [*in_groups, *command, *binds, "--boot", f"systemd.unit={TARGET}"],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -148,9 +152,8 @@ class Machine:
         """Whether PID 1 listens. On the way to it nspawn has children that do not last."""
         assert self._process is not None
         assert self._process.poll() is None, self._console.read_text()
-        children = self._children()
-        self.leader = children[0] if children else 0
-        return bool(children) and self._inside("systemctl", "show", "--property=Version").returncode == 0
+        self.leader = next((pid for pid in self._children() if _inner_pid(pid) == 1), 0)
+        return bool(self.leader) and self._inside("systemctl", "show", "--property=Version").returncode == 0
 
     def _children(self) -> list[int]:
         assert self._process is not None
@@ -229,20 +232,20 @@ class Machine:
         )
 
 
-def _machine_cgroups() -> list[Path]:
-    """Where nspawn puts its machine and itself, below our own control group; it leaves them there."""
+def _own_cgroups() -> list[Path]:
+    """Our own control group in the hierarchies in which systemd keeps its services."""
     found = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         places = {"name=systemd": ["/sys/fs/cgroup/systemd"], "": ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]}
-        for place in places.get(controllers, []):
-            found += [Path(place + path) / name for name in ("payload", "supervisor")]
-    return found
+        found += [Path(place + path) for place in places.get(controllers, [])]
+    return [folder for folder in found if (folder / "cgroup.procs").exists()]
 
 
 def _inner_pid(pid: int) -> int:
+    """What a process is called in its own namespace, 0 if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    return int(next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[-1])
+    return int(next((line for line in status.splitlines() if line.startswith("NSpid:")), "0").split()[-1])
