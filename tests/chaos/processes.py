@@ -40,6 +40,8 @@ def enter_namespace(module: str, arguments: list[str]) -> None:
         if probe.returncode:
             raise Unavailable(f"namespaces for processes and mounts are needed (root): {probe.stderr.strip()}")
         os.execvpe(command[0], [*command, sys.executable, "-m", module, *arguments], os.environ | {INSIDE: "1"})
+    # Copies of what others have mounted: as long as we kept them, the mounts' processes would not end.
+    subprocess.run(["umount", "--all", "--lazy", "--types", "fuse.mdsfs"], check=False, capture_output=True)
 
 
 @dataclass(frozen=True, slots=True)
