@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["Browser", "why_no_browser"]
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--headless", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--window-size=1220,1500")
+FLAGS = (
+    *("--headless", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--window-size=1220,1500"),
+    "--disable-dev-shm-usage",  # in a container it may be too small, and others use it as well
+)
+# Between a command and its answer: starting takes seconds, and many on a loaded machine.
+PATIENCE = 120.0
 
 
 def why_no_browser() -> str | None:
@@ -58,9 +64,10 @@ class Browser:
         os.close(self._from)
         self._process.terminate()
         try:
-            self._process.wait(20)
-        finally:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
 
     def open(self, url: str) -> None:
         """Load a page."""
@@ -95,6 +102,7 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self._from], [], [], PATIENCE)[0], "the browser is silent"
             piece = os.read(self._from, 1 << 16)
             assert piece, "the browser has ended"
             self._rest += piece

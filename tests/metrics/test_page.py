@@ -46,10 +46,10 @@ def test_it_follows_a_reader_by_itself(engine: Engine, browser: Browser, tmp_pat
         until(lambda: "1 complete, 3 absent" in browser.text("#datasets"), 60)
         assert str(data.folder) in browser.text("#datasets")
         until(lambda: "shard.00002.mds at 0" in browser.text("#clients"), 60)
-        assert "2.0 MiB of 16.0 MiB" in browser.text("#tiles")
-        assert "stream" in browser.text("#timings")
+        until(lambda: "2.0 MiB of 16.0 MiB" in browser.text("#tiles"), 60)
+        until(lambda: "stream" in browser.text("#timings"), 60)
         until(lambda: browser.value("history.length") >= 3, 60)
-        assert browser.value("document.querySelectorAll('#charts path[stroke-width]').length") == 6
+        until(lambda: browser.value("document.querySelectorAll('#charts path[stroke-width]').length") == 6, 60)
         picture = Image.open(io.BytesIO(browser.screenshot()))
         assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 50
         reader.close()

@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -37,14 +38,26 @@ class Site:
         self.url = engine.status()["engine"]["metrics"]
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body."""
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=30)
+        """Status, headers and body; of an engine that is silent for a while on a loaded machine, later ones."""
+        deadline = time.monotonic() + 60
+        while True:
+            found = self.ask_once(path, method, **headers)
+            if found[0] != 503 or time.monotonic() > deadline:
+                return found
+
+    def ask_once(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body, whatever they are."""
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=60)
         try:
             connection.request(method, path, headers=headers)
             answer = connection.getresponse()
             return answer.status, dict(answer.headers), answer.read()
         finally:
             connection.close()
+
+    def document(self) -> dict[str, Any]:
+        """The engine's status as pages get it."""
+        return dict(json.loads(self.ask("/data.json")[2])["document"])
 
     def metrics(self) -> dict[str, float]:
         """Samples without labels, and the sums of those with, by name."""
@@ -83,17 +96,19 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_metrics_follow_what_a_reader_does(site: Site, tmp_path: Path) -> None:
     """Bytes from the store, reads, shards by state and waits are those of the reads that were made."""
     data = write_dataset(tmp_path / "data", shards=2, size=2 * MIB, form="zstd")
+    size = (data.folder / data.stored[0]).stat().st_size
     with site.engine.client() as client:
         reader = Reader(client, str(data.folder), data)
         reader.check(0, 0, 2 * MIB)
-        # answers may be a moment old
+        # answers may be a moment old; the shard's hash is compared, and its job counted, after the read
         until(lambda: site.metrics().get("mdsfs_read_wait_seconds_count") == 1)
-        found = site.metrics()
-        document = json.loads(site.ask("/data.json")[2])["document"]
+        until(lambda: site.metrics()["mdsfs_remote_received_bytes_total"] >= size)
+        whole = {"complete": 1, "partial": 0, "absent": 1, "fetching": 0, "failed": 0}
+        until(lambda: site.document()["datasets"][0]["shards"] == whole)
+        found, document = site.metrics(), site.document()
         reader.close()
     assert found["mdsfs_cache_resident_bytes"] == 2 * MIB
-    assert found["mdsfs_remote_received_bytes_total"] >= len((data.folder / data.stored[0]).read_bytes())
-    assert document["datasets"][0]["shards"] == {"complete": 1, "partial": 0, "absent": 1, "fetching": 0, "failed": 0}
+    assert found["mdsfs_read_wait_seconds_count"] == 1
     assert [each["position"] for each in document["clients"] if each["kind"] == "reader"] == ["shard.00000.mds at 0"]
 
 
@@ -127,7 +142,7 @@ def test_more_connections_than_places(site: Site) -> None:
     address = urlsplit(site.url)
     held = [socket.create_connection((str(address.hostname), int(address.port or 0))) for _ in range(17)]
     try:
-        held[-1].settimeout(30)
+        held[-1].settimeout(60)
         assert held[-1].recv(1) == b""
     finally:
         for each in held:
@@ -155,7 +170,7 @@ def test_it_ends_with_its_engine(site: Site) -> None:
     """Killed with kill -9, the engine leaves no server behind."""
     ended = os.pidfd_open(site.pid)
     site.engine.kill()
-    assert select.select([ended], [], [], 30)[0]
+    assert select.select([ended], [], [], 60)[0]
     os.close(ended)
 
 
@@ -163,11 +178,11 @@ def test_a_silent_engine_is_a_503(site: Site) -> None:
     """While the engine is stopped, the answer says so instead of hanging."""
     site.engine.process.send_signal(signal.SIGSTOP)
     try:
-        status, _, body = site.ask("/metrics")
+        status, _, body = site.ask_once("/metrics")
     finally:
         site.engine.process.send_signal(signal.SIGCONT)
     assert (status, b"did not answer" in body) == (503, True)
-    assert site.ask("/-/healthy")[0] in (200, 503)
+    assert site.ask("/-/healthy")[0] == 200
 
 
 def test_an_address_that_is_taken(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -30,7 +31,8 @@ def command(engine: Engine, *argv: str) -> list[str]:
 
 def test_once(engine: Engine) -> None:
     """One screen, then the end."""
-    done = subprocess.run(command(engine, "--once"), cwd=ROOT, capture_output=True, text=True, check=True)
+    wide = os.environ | {"COLUMNS": "1000"}
+    done = subprocess.run(command(engine, "--once"), cwd=ROOT, env=wide, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"mdsfs top   {engine.cache}   engine ")
     assert "4.00 MiB" in done.stdout
     assert "\x1b" not in done.stdout
@@ -51,13 +53,22 @@ def test_in_a_terminal(engine: Engine) -> None:
     ours, theirs = pty.openpty()
     before = subprocess.run(["stty", "-g"], stdin=theirs, capture_output=True, check=True).stdout
     process = subprocess.Popen(command(engine, "-d", "0.1"), cwd=ROOT, stdin=theirs, stdout=theirs)
-    shown = b""
-    while shown.count(b"mdsfs top") < 2:
-        shown += os.read(ours, 65536)
-    os.write(ours, b"q")
-    while not shown.endswith(b"\x1b[?1049l"):
-        shown += os.read(ours, 65536)
-    assert process.wait(30) == 0
+
+    def more() -> bytes:
+        assert select.select([ours], [], [], 60)[0], process.poll()
+        return os.read(ours, 65536)
+
+    try:
+        shown = more()
+        while shown.count(b"mdsfs top") < 2:
+            shown += more()
+        os.write(ours, b"q")
+        while not shown.endswith(b"\x1b[?1049l"):
+            shown += more()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
     assert shown.startswith(b"\x1b[?1049h")
     after = subprocess.run(["stty", "-g"], stdin=theirs, capture_output=True, check=True).stdout
     assert after == before

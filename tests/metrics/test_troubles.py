@@ -34,7 +34,8 @@ FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None
 
 def events(engine: Engine) -> Counter[str]:
     """How often each event was told so far."""
-    lines = [json.loads(line) for line in engine.log.read_text().splitlines()]
+    whole = engine.log.read_text().rpartition("\n")[0]  # the last line may be under way
+    lines = [json.loads(line) for line in whole.splitlines()]
     return Counter(line["event"] for line in lines if "event" in line)
 
 
