@@ -96,6 +96,8 @@ class Follower:
     def learn(self, epoch: int, order: NDArray[np.int64]) -> None:
         """The order of an epoch: int64 [ranks][workers][batches][batch size]."""
         self._orders[epoch] = order
+        for reader in self._readers.values():  # who was looked for in vain may be in this one
+            reader.patience = 0
 
     def forget(self, epoch: int) -> None:
         """An epoch in which nobody is any more."""

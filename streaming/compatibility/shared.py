@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedArray", "SharedBarrier", "SharedMemory", "SharedScalar", "get_shm_prefix"]
 
+# How often a segment is looked at, a tick apart, that its creator has not given its size yet.
+GROWING = 1000
+
 
 class SharedMemory:
     """A named segment.
@@ -54,7 +57,7 @@ class SharedMemory:
                 if create:
                     raise
         if not self._creator:
-            self.shm = Segment(name, create=False)
+            self.shm = _existing(name)
         # the tracker would remove it when the first of its users exits
         resource_tracker.unregister(self.shm._name, "shared_memory")  # type: ignore[attr-defined]
         if auto_cleanup:
@@ -76,6 +79,15 @@ class SharedMemory:
             with suppress(FileNotFoundError):
                 resource_tracker.register(self.shm._name, "shared_memory")  # type: ignore[attr-defined]
                 self.shm.unlink()
+
+
+def _existing(name: str | None) -> Segment:
+    """Raises FileNotFoundError. A segment has no size for a moment after its creator has made its name."""
+    for _ in range(GROWING):
+        with suppress(ValueError):
+            return Segment(name, create=False)
+        time.sleep(TICK)
+    return Segment(name, create=False)
 
 
 class SharedArray:
@@ -184,33 +196,49 @@ def get_shm_prefix(
     )
 
 
-_HEAD = struct.Struct("<QI")  # who has taken a number, and how long its claim is
+# As mosaicml-streaming writes and reads it, whose runs count with ours: how long the claim is with this number, the
+# claim, a zero byte, the number as text. Behind that, who has taken it.
+_SIZE, _PID = struct.Struct("<i"), struct.Struct("<Q")
 
 
 def _claimed(claim: bytes) -> tuple[int, SharedMemory]:
     for number in itertools.count():
+        text = _text(claim, number)
+        stop = _SIZE.size + len(text)
         with suppress(FileExistsError, PermissionError):
-            held = SharedMemory(_locals(number), create=True, size=_HEAD.size + len(claim))
-            held.buf[_HEAD.size : _HEAD.size + len(claim)] = claim
-            _HEAD.pack_into(held.buf, 0, os.getpid(), len(claim))  # last: whoever sees it sees all
+            held = SharedMemory(_locals(number), create=True, size=stop + _PID.size)
+            held.buf[_SIZE.size : stop] = text
+            _PID.pack_into(held.buf, stop, os.getpid())
+            _SIZE.pack_into(held.buf, 0, stop)  # last: whoever sees it sees all
             return number, held
     raise AssertionError("counting does not end")
+
+
+def _text(claim: bytes, number: int) -> bytes:
+    return claim + f"\0{number}".encode()
 
 
 def _found(claim: bytes) -> tuple[int, SharedMemory] | None:
     for number in itertools.count():
         try:
             held = SharedMemory(_locals(number), create=False)
-        except PermissionError:
+        except (PermissionError, ValueError):
             continue
         except FileNotFoundError:
             return None
-        pid, size = _HEAD.unpack_from(held.buf)
-        # a run that was killed leaves its claim behind
-        if bytes(held.buf[_HEAD.size : _HEAD.size + size]) == claim and os.path.exists(f"/proc/{pid}"):
+        if (pid := _taken_by(bytes(held.buf), _text(claim, number))) and os.path.exists(f"/proc/{pid}"):
             return number, held
         held.cleanup()
     raise AssertionError("counting does not end")
+
+
+def _taken_by(segment: bytes, text: bytes) -> int:
+    """Whose claim this is; 0 for another claim, or mosaicml-streaming's. A run that was killed leaves its behind."""
+    stop = _SIZE.size + len(text)
+    if not segment.startswith(_SIZE.pack(stop) + text) or len(segment) < stop + _PID.size:
+        return 0
+    pid: int = _PID.unpack_from(segment, stop)[0]
+    return pid
 
 
 def _locals(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def name() -> Iterator[str]:
     """A prefix for segments; none is left."""
-    prefix = f"streaming-tests-{os.getpid()}"
+    prefix = f"streaming-tests-{os.getpid()}-"  # no process's number begins another's name
     yield prefix
     assert not list(Path("/dev/shm").glob(f"{prefix}*"))
 
@@ -72,6 +73,32 @@ def test_a_barrier_between_processes(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     barrier._counts.shm.cleanup()
     turns.shm.cleanup()
+
+
+def test_a_claim_is_one_that_the_peer_can_read(tmp_path: Path) -> None:
+    """Its size, its folders and its number first, as mosaicml-streaming packs and looks through them; any path."""
+    folder = str(tmp_path / "ž" / ("a" * 200))
+    number, segment = get_shm_prefix([folder], [None], World(1, 1, 1, 0))
+    try:
+        data = bytes(segment.buf)
+    finally:
+        segment.cleanup()
+    size = int(np.frombuffer(data[:4], np.int32)[0])
+    assert data[4:size].decode().split("\0") == [folder, str(number)]
+
+
+def test_other_programs_segments_are_passed_over(tmp_path: Path) -> None:
+    """Whatever stands under a number that another program has taken."""
+    made: list[SharedMemory] = []
+    for number in range(1000):
+        with contextlib.suppress(FileExistsError):
+            made.append(SharedMemory(f"{number:06}_locals", create=True, size=1))
+            break
+    try:
+        with pytest.raises(RuntimeError, match="was not registered by local leader"):
+            get_shm_prefix([str(tmp_path)], [None], World(1, 2, 1, 1), retry=0)
+    finally:
+        made[0].cleanup()
 
 
 def _follow(folder: str, told: multiprocessing.Queue[int]) -> None:

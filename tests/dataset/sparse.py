@@ -15,7 +15,7 @@ from streaming.mds.shards import FileInfo, Schema, ShardInfo
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["private_bytes", "write_sparse"]
+__all__ = ["private_bytes", "resident_bytes", "write_sparse"]
 
 
 def write_sparse(folder: Path, total: int, sample: int, shard: int) -> int:
@@ -36,6 +36,12 @@ def write_sparse(folder: Path, total: int, sample: int, shard: int) -> int:
         infos.append(ShardInfo(schema, count, None, (), None, FileInfo(name, int(offsets[-1]), {})))
     (folder / "index.json").write_bytes(dump_index(infos))
     return count * len(infos)
+
+
+def resident_bytes() -> int:
+    """RSS of this process: unlike USS it does not change when another process with the same pages ends."""
+    with open("/proc/self/smaps_rollup") as rollup:
+        return next(int(line.split()[1]) for line in rollup if line.startswith("Rss:")) * 1024
 
 
 def private_bytes(pid: int | None = None) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from streaming import StreamingDataLoader, StreamingDataset, resident
 
-from .sparse import private_bytes, write_sparse
+from .sparse import resident_bytes, write_sparse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,14 +19,14 @@ WORKERS = 8
 
 
 def measured(samples: list[Any]) -> tuple[int, int, int]:
-    """(pid, USS, samples) as the worker has it that puts a batch together."""
+    """(pid, RSS, samples) as the worker has it that puts a batch together."""
     assert not any(sample["x"][::4096].any() for sample in samples)  # every page is looked at
-    return os.getpid(), private_bytes(), len(samples)
+    return os.getpid(), resident_bytes(), len(samples)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
 def test_workers_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight workers, each of which reads eight times the bound: private memory never grows beyond that."""
+    """Eight workers, each of which reads eight times the bound: what is resident never grows far beyond that."""
     bound = 16 * MIB
     monkeypatch.setattr(resident, "MOST", bound)
     monkeypatch.setattr(resident, "SMALL", bound)
@@ -37,9 +37,9 @@ def test_workers_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     first: dict[int, int] = {}
     most: dict[int, int] = {}
     seen = 0
-    for pid, private, count in loader:
-        first.setdefault(pid, private)
-        most[pid] = max(most.get(pid, 0), private)
+    for pid, resident_then, count in loader:
+        first.setdefault(pid, resident_then)
+        most[pid] = max(most.get(pid, 0), resident_then)
         seen += count
     assert seen == samples
     assert len(first) == WORKERS

@@ -55,7 +55,7 @@ def test_epochs(store: StorageServer, tmp_path: Path, cache: Path, compression: 
     assert ids(there) == ids(here)
     assert there.cache_usage > 0
     assert [there[number] for number in (0, 79)] == [here[number] for number in (0, 79)]
-    assert {path.name for path in cache.glob("*.mds")} == {"shard.00000.mds", "shard.00001.mds"}
+    until(lambda: {path.name for path in cache.glob("*.mds")} == {"shard.00000.mds", "shard.00001.mds"})
     del there
     assert [sample["id"] for sample in LocalDataset(str(cache))[:]] == list(range(80))
 

@@ -48,6 +48,13 @@ def folder(tmp_path: Path) -> str:
     return write(tmp_path / "data", 200)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine is waited for that a busy machine keeps waiting: readers would go on without it."""
+    monkeypatch.setattr(hinting, "HINT_TIMEOUT", 60.0)
+    monkeypatch.setattr(hinting, "ORDER_TIMEOUT", 60.0)
+
+
 @pytest.fixture
 def every_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each read tells its position, however soon it follows the last one."""

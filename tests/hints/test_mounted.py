@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mdsfs.mount.hinting import EPOCHS
 from tests.mount.harness import why_not_mountable
 from tests.mount.host import Host, until
 
@@ -66,18 +67,29 @@ class Worker:
         self.process.stdout.close()
 
 
-def order_of_run(epoch: int, workers: int) -> list[list[list[int]]]:
+def order_of_run(epoch: int, workers: int, per_shard: int = 10) -> list[list[list[int]]]:
     """Of each worker its batches."""
     from streaming.order.epoch import rank_order
     from streaming.order.world import World
 
-    found: list[list[list[int]]] = rank_order(spec_of(), World(1, 1, workers, 0), epoch).tolist()
+    found: list[list[list[int]]] = rank_order(spec_of(per_shard=per_shard), World(1, 1, workers, 0), epoch).tolist()
     return found
 
 
 def status(host: Host) -> dict[str, Any]:
     """What the mount shows, without a command's start."""
     found: dict[str, Any] = json.loads((host.mountpoint / ".mdsfs" / "status").read_bytes())
+    return found
+
+
+def orders(host: Host) -> list[dict[str, str]]:
+    """Of each job the epochs whose orders the engine has; the mount hints on its own time."""
+    return [job["orders"] for job in status(host).get("jobs", [])]
+
+
+def epochs(host: Host) -> list[int]:
+    """Epochs whose orders the mount has."""
+    found: list[int] = status(host)["mount"]["order"]["epochs"]
     return found
 
 
@@ -91,14 +103,15 @@ def test_readers_are_followed(folder: str, tmp_path: Path) -> None:
     """Two workers from the beginning, then a run that goes on in the middle of the next epoch, in other processes."""
     with Host(tmp_path) as host:
         mountpoint = host.mounted(folder, "--order", "shuffle=true,seed=7,batch_size=4,workers=2")
-        until(lambda: status(host)["jobs"][0]["orders"].get("0") == "ready")
+        until(lambda: orders(host) == [{"0": "ready"}])
         first = order_of_run(0, 2)
         workers = [Worker(mountpoint, 10) for _ in range(2)]
         for batch in range(20):
             for number, worker in enumerate(workers):
                 worker.read(first[number][batch])
         until(lambda: places(host) == {0: (0, 20), 1: (0, 20)})
-        until(lambda: status(host)["jobs"][0]["orders"] == {"0": "ready", "1": "ready"})
+        until(lambda: orders(host) == [{"0": "ready", "1": "ready"}])
+        until(lambda: 1 in epochs(host))
         for worker in workers:
             worker.end()
         second = order_of_run(1, 2)
@@ -112,14 +125,14 @@ def test_the_engine_dies(folder: str, tmp_path: Path) -> None:
     """The next one is told the order, and where everybody is."""
     with Host(tmp_path) as host:
         mountpoint = host.mounted(folder, "--order", "shuffle=true,seed=7,batch_size=4")
-        until(lambda: status(host)["mount"]["order"]["epochs"] == [0])
+        until(lambda: epochs(host) == [0])
         (lane,) = order_of_run(0, 1)
         worker = Worker(mountpoint, 10)
         worker.read([number for batch in lane[:8] for number in batch])
         until(lambda: places(host) == {0: (0, 8)})
         host.kill(status(host)["engine"]["pid"])
         worker.read([number for batch in lane[8:12] for number in batch])
-        until(lambda: status(host)["mount"]["engine_connections"] == 2 and places(host) == {0: (0, 12)})
+        until(lambda: status(host)["mount"]["engine_connections"] > 1 and places(host) == {0: (0, 12)})
         assert status(host)["mount"]["order"]["readers_followed"] == 1
         worker.end()
 
@@ -153,14 +166,19 @@ def test_orders_that_are_refused(folder: str, tmp_path: Path, options: str, comp
         assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_order_costs_nothing_but_speed(folder: str, tmp_path: Path) -> None:
+def test_a_wrong_order_costs_nothing_but_speed(tmp_path: Path) -> None:
     """Another seed than the readers': every byte is right, and nobody is taken for being somewhere."""
+    # With 100 shards, no three that are opened in turn stand anywhere in the epochs that are looked through: whenever
+    # that is done while the reader reads, it finds nothing.
+    folder = write(tmp_path / "data", 200, per_shard=2)
     with Host(tmp_path) as host:
         mountpoint = host.mounted(folder, "--order", "shuffle=true,seed=8,batch_size=4")
-        (lane,) = order_of_run(0, 1)
-        worker = Worker(mountpoint, 10)
+        (lane,) = order_of_run(0, 1, per_shard=2)
+        worker = Worker(mountpoint, 2)
         worker.read([number for batch in lane[:20] for number in batch])
+        until(lambda: epochs(host) == [EPOCHS])
         assert places(host) == {}
+        assert status(host)["mount"]["order"]["readers_followed"] == 0
         worker.end()
 
 
