@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -13,13 +12,12 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from mdsfs.mount.mountpoint import mount_at
-from streaming.engine.client import EngineClient
 from tests.chaos import data
 from tests.chaos.disk import Disk
-from tests.chaos.processes import Processes, named
+from tests.chaos.processes import Process, Processes, named
 from tests.chaos.reader import DOORS
 from tests.chaos.tally import Tally
 from tests.servers import FaultProxy, RcloneServer, clean_environment, free_port
@@ -233,16 +231,12 @@ class Stage:
                 raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-    def has_ended(self, engine: int) -> bool:
-        """Whether the engine of this pid says in its log that it has ended on purpose."""
+    def has_ended(self, process: Process) -> bool:
+        """Whether this engine, or that of this fetcher, says in its log that it has ended on purpose."""
+        engine = process.pid if process.kind == "engine" else process.parent
         logs = Path("/run/mdsfs").glob("*.log")
         return any(f"engine pid={engine} ends" in log.read_text(errors="replace") for log in logs)
 
     def is_mounted(self) -> bool:
         """Whether the kernel has a mount there, dead or alive."""
         return mount_at(str(self.places.mountpoint)) is not None
-
-    def status(self, name: str) -> dict[str, Any]:
-        """What the engine of a cache says of itself."""
-        with EngineClient.connect(self.places.cache(name), client="cli") as client:
-            return dict(json.loads(client.status()))
