@@ -70,6 +70,7 @@ def test_without_an_engine(run: Run, engine: Engine, reader: Reader, data: Data)
     """The same from the disk; the next engine finds what was left, and fetches what was not."""
     run.ok("warm", "--cache-dir", engine.cache, "shard.00000.mds", "--pin")
     reader.close()
+    engine.settled()
     engine.stop()
     code, out, _ = run("cache", "evict", "--cache-dir", engine.cache, "shard.0000[01].mds")
     assert (code, out.splitlines()[1]) == (7, "1 files evicted, 1.00 MiB, 1 stay")
@@ -89,9 +90,8 @@ def test_without_an_engine(run: Run, engine: Engine, reader: Reader, data: Data)
 def test_clear_leaves_nothing(run: Run, engine: Engine, reader: Reader, running: bool) -> None:
     """Tables and folders go as well, once nobody has them open."""
     reader.close()
-    if running:
-        engine.settled()
-    else:
+    engine.settled()
+    if not running:
         engine.stop()
     assert run.json("cache", "clear", "--cache-dir", engine.cache) == {"files": 4, "bytes": 4 * MIB, "kept": []}
     assert run.ok("cache", "list", "--cache-dir", engine.cache) == "nothing is there\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.mount.harness import why_not_mountable
-from tests.mount.host import Host, write_dataset
+from tests.mount.host import Host, until, write_dataset
 from tests.servers import Fault, FaultProxy
 
 from .caches import LIMIT, MIB, Data, Engine, Reader, Run
@@ -27,6 +27,7 @@ def test_everything(run: Run, engine: Engine, data: Data) -> None:
     """Without patterns all files are loaded; what was loaded is not fetched again."""
     reader = opened(engine, data)
     assert run.ok("warm", "--cache-dir", engine.cache) == "6 files loaded, 6.00 MiB\n"
+    until(lambda: not engine.status()["fills"]["running"])
     fetched = engine.status()["remote"]["bytes"]
     assert run.json("warm", "--cache-dir", engine.cache) == {"files": 6, "bytes": 6 * MIB}
     for file in range(6):
@@ -53,6 +54,7 @@ def test_pins(run: Run, engine: Engine, data: Data) -> None:
     assert out.startswith("3 files loaded, 3.00 MiB, pins take 3.")
     assert run.ok("cache", "list", "--cache-dir", engine.cache, "-l").count("pinned") == 3
     reader.close()
+    engine.settled()
     engine.kill()
     with Engine(engine.cache, LIMIT):
         assert run.json("cache", "list", "--cache-dir", engine.cache)["datasets"][0]["pinned"] == 3

@@ -124,7 +124,7 @@ def test_states_of_shards(host: Host, datasets: Path) -> None:
     assert os.getxattr(shard, "user.mdsfs.source").endswith(b"train/shard.00000.mds.zstd")
     shard.read_bytes()
     until(lambda: os.getxattr(shard, "user.mdsfs.state") == b"complete")
-    assert os.getxattr(shard, "user.mdsfs.verified") in (b"frame", b"shard")
+    until(lambda: os.getxattr(shard, "user.mdsfs.verified") in (b"frame", b"shard"))
     assert json.loads(os.getxattr(mount, "user.mdsfs.engine"))["url"] == str(datasets / "train")
 
 
@@ -226,7 +226,9 @@ def test_a_killed_engine(remote: Host, moto: StorageServer, proxied: FaultProxy,
     mount = remote.mounted(moto.url("killed"))
     names = sorted(raw)
     assert (mount / names[0]).read_bytes() == raw[names[0]]
-    until(lambda: os.getxattr(mount / names[0], "user.mdsfs.state") == b"complete")
+    # bytes can be read before their fill has ended, and only then has it said on disk that they are good
+    until(lambda: remote.status()["fills"]["running"] == 0)
+    assert os.getxattr(mount / names[0], "user.mdsfs.state") == b"complete"
     hang = proxied.add(Fault("hang", "shard"))
     with ThreadPoolExecutor(4) as pool:
         reads = {name: pool.submit((mount / name).read_bytes) for name in names[1:]}

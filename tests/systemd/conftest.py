@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -56,6 +56,11 @@ class World:
         """How many bytes of shards the store has sent."""
         return self.proxy.bytes_sent("shard")
 
+    def status(self) -> dict[str, Any]:
+        """The status that the mount shows; without the engine's half where that is late."""
+        document: dict[str, Any] = json.loads(self.file(".mdsfs/status").read_bytes())
+        return document
+
     def settled(self) -> None:
         """The mount is up and its engine too."""
         until(lambda: self.machine.show(UNIT, "ActiveState") == {"ActiveState": "active"}, 120)
@@ -99,9 +104,3 @@ def _install(machine: Machine, proxy: FaultProxy, source: str) -> None:
         wants = machine.root / f"etc/systemd/system/{target}.wants"
         wants.mkdir(exist_ok=True)
         (wants / unit).symlink_to(f"/etc/systemd/system/{unit.replace('@ds', '@')}")
-
-
-def status_of(world: World) -> dict[str, object]:
-    """The status that the mount shows."""
-    document: dict[str, object] = json.loads(world.file(".mdsfs/status").read_bytes())
-    return document

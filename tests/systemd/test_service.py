@@ -30,8 +30,9 @@ def warm(world: World) -> int:
     """All shards are in the cache; what the store has sent until now."""
     world.settled()
     world.read_all()
-    for name in world.raw:
-        until(lambda name=name: os.getxattr(world.file(name), "user.mdsfs.state") == b"complete")
+    # bytes can be read before their fill has ended, and only then has it said on disk that they are good
+    until(lambda: world.status().get("fills", {}).get("running") == 0)
+    assert {os.getxattr(world.file(name), "user.mdsfs.state") for name in world.raw} == {b"complete"}
     return world.sent()
 
 
