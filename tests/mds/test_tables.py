@@ -115,12 +115,15 @@ def test_truncated_tables_are_refused(keep: int) -> None:
 
 
 def test_ten_thousand_shards_are_quick() -> None:
-    """A tenth of the size that must take under 1.5 s: parsing and building stay linear and light."""
+    """A tenth of the size that must take under 1.5 s: parsing and building stay linear and light.
+
+    In the thread's own time: what others do meanwhile is no part of it.
+    """
     data = text(*(zipped(number) for number in range(10_000)))
-    started = time.perf_counter()
+    started = time.thread_time()
     json.loads(data)
-    bare = time.perf_counter() - started
-    started = time.perf_counter()
+    bare = time.thread_time() - started
+    started = time.thread_time()
     tables = load_tables(b"".join(build_tables(parse_index(data))))
-    assert time.perf_counter() - started < 10 * bare + 0.5
+    assert time.thread_time() - started < 10 * bare + 0.5
     assert len(tables.shards) == 10_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -138,10 +139,12 @@ def test_shards_without_samples(tmp_path: Path) -> None:
 
 
 def damage(path: Path, at: int) -> None:
-    """Another byte there."""
+    """Another byte there, and another time, also where the kernel's clock has not ticked since it was written."""
+    before = path.stat().st_mtime_ns
     data = bytearray(path.read_bytes())
     data[at] ^= 255
     path.write_bytes(data)
+    os.utime(path, ns=(before, before + 10**9))
 
 
 @pytest.mark.parametrize("stored", [None, "gz"])
