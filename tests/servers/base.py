@@ -62,7 +62,7 @@ class Child:
                 start_new_session=True,
             )
 
-    def wait_ready(self, ready: Callable[[], object], seconds: float = 30.0) -> None:
+    def wait_ready(self, ready: Callable[[], object], seconds: float = 120.0) -> None:
         """Return when `ready` no longer raises OSError; raise with the server's log when it dies or takes too long."""
         deadline = time.monotonic() + seconds
         while True:
