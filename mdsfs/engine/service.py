@@ -70,7 +70,7 @@ async def _serve(
         await engine.sources.take_in()
         async with trio.open_nursery() as clients:
             clients.start_soon(serve_clients, engine, listener, name="clients")
-            clients.start_soon(_end_on_signal, engine, name="signals")
+            await clients.start(_end_on_signal, engine, name="signals")  # whoever was told "ok" may send one
             if metrics is not None:
                 engine.metrics_url = url_of(metrics)
                 clients.start_soon(serve_metrics, engine, metrics, name="metrics")
@@ -103,8 +103,9 @@ def _describe(engine: Engine) -> str:
     return f"{used} of {limit}, {len(engine.sessions)} clients, {engine.fills.running} fills"
 
 
-async def _end_on_signal(engine: Engine) -> None:
+async def _end_on_signal(engine: Engine, *, task_status: trio.TaskStatus[None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for number in signals:
             log.info("received %s", signal.Signals(number).name)
             engine.stop()

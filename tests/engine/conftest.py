@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 KIB, MIB = 1 << 10, 1 << 20
+FRAME = 65_000  # of seekable shards, as shown
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -165,7 +166,7 @@ def write_dataset(
         stored = raw
         if form != "raw":
             name += ".zstd"
-            edges = np.arange(0, len(raw) + 1, 65_000, dtype=np.int64)
+            edges = np.arange(0, len(raw) + 1, FRAME, dtype=np.int64)
             edges = np.append(edges, len(raw)) if edges[-1] != len(raw) else edges
             stored = compress_seekable(raw, edges, 3) if form == "seekable" else zstandard.compress(raw)
             entry |= {"compression": "zstd:3", "zip_data": _file(name, stored, hashes=hashes)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streaming.errors import (
+    EngineUnavailableError,
     ObjectChangedError,
     ObjectMissingError,
     ShardCorruptError,
@@ -19,7 +20,7 @@ from streaming.remote import RemoteOptions
 from tests.mount.host import until
 from tests.servers import Fault
 
-from .conftest import KIB, MIB, Data, Engine, Reader, write_dataset
+from .conftest import FRAME, KIB, MIB, Data, Engine, Reader, write_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,6 +213,27 @@ def test_no_room_and_a_failing_store_is_an_error_not_a_hang(begin: Begin, proxy:
     proxy.clear()
     reader.check(0, 0, 4096)
     engine.quiet()
+    reader.close()
+
+
+def test_an_engine_ends_while_a_group_of_fills_hangs_in_a_file_that_had_wrong_bytes(
+    begin: Begin, proxy: FaultProxy
+) -> None:
+    """What a file leaves waits until nobody holds it, and the fills of a group hold each other's: not at the end."""
+    engine, reader = begin("seekable")
+    reader.check(0, 0, 4 * KIB)
+    proxy.add(Fault("corrupt", match=SHARD, times=1, after=1000))
+    reader.check(0, 8 * FRAME, 4 * KIB)
+    assert engine.quiet()["fills"]["refetched"] == 1
+    proxy.reset_counters()
+    proxy.add(Fault("hang", match=SHARD))
+    ranges = [(0, at * FRAME, 4 * KIB) for at in range(17, 21)]  # neighbours: each holds a part of what the next does
+    with ThreadPoolExecutor(1) as threads:
+        wanted = threads.submit(reader.client.want, reader.dataset, ranges)
+        until(lambda: len(proxy.seen(SHARD)) >= len(ranges))
+        assert engine.stop() == 0
+        with pytest.raises(EngineUnavailableError):
+            wanted.result()
     reader.close()
 
 

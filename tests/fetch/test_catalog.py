@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,10 +217,14 @@ async def test_room_is_made_before_anything_is_written(store: CacheStore, source
 
 def kill_indexer() -> None:
     """The one child of ours."""
+    killed = 0
     for children in Path("/proc/self/task").glob("*/children"):
-        for child in children.read_text().split():
-            if b"mdsfs.engine.indexer" in Path("/proc", child, "cmdline").read_bytes():
-                os.kill(int(child), signal.SIGKILL)
+        with suppress(OSError):  # threads come and go
+            for child in children.read_text().split():
+                if b"mdsfs.engine.indexer" in Path("/proc", child, "cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+                    killed += 1
+    assert killed == 1
 
 
 @pytest.mark.parametrize("times", [2, 3])
@@ -290,5 +295,5 @@ async def test_a_hundred_thousand_shards(store: CacheStore, source: Path) -> Non
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert len(store.folder(info.id).tables.files) == info.files == 100_000
-    # of CPU, since the machine may be shared; half of it where nothing else runs
-    assert seconds < 8
+    # of CPU: four where nothing else runs, and no number of neighbours makes it ten times that
+    assert seconds < 40
