@@ -37,6 +37,8 @@ JUMP = 0.1
 PAUSE = 0.05
 # What reads of a mount may end with: the read failed, or its process was killed (before, or under the read).
 MOUNT_ERRORS = {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED}
+# What a job ends with that one fetcher after another died of: on a slow machine it lasts as long as they are killed in.
+MANY_KILLED = "fetchers died while working on"
 
 
 class WrongBytesError(Exception):
@@ -71,7 +73,7 @@ class Door:
     def accepts(self, error: Exception, *, opening: bool) -> bool:
         """Whether the documents name this error."""
         if isinstance(error, StreamingError):
-            return isinstance(error, RemoteError) or error.retryable
+            return isinstance(error, RemoteError) or error.retryable or MANY_KILLED in str(error)
         allowed = self.errnos | (self.opening if opening else frozenset())
         return isinstance(error, OSError) and error.errno in allowed
 
