@@ -26,7 +26,9 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(steps=STEPS)
 def test_blocks_come_and_go_like_in_sets(tmp_path: Path, steps: list[tuple[str, int, int, int]]) -> None:
     """Whatever is set and cleared, extents, counts and missing parts are those of a set of block numbers."""
