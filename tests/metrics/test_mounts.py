@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -28,6 +29,22 @@ def host(tmp_path: Path) -> Iterator[Host]:
         yield running
 
 
+def samples(address: str, family: str) -> list[Any]:
+    """Of a family of metrics; of one that is not there none."""
+    found: list[bytes] = []
+
+    def answered() -> bool:  # 503: the engine is busy
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            found.append(answer.read())
+            return answer.status == 200
+
+    until(answered)
+    families = text_string_to_metric_families(found[-1].decode())
+    return [sample for each in families if each.name == family for sample in each.samples]
+
+
 @pytest.mark.mounted
 @pytest.mark.skipif(why_not_mountable() is not None, reason=str(why_not_mountable()))
 def test_a_mount_is_seen_through_its_engine(host: Host, tmp_path: Path) -> None:
@@ -43,17 +60,15 @@ def test_a_mount_is_seen_through_its_engine(host: Host, tmp_path: Path) -> None:
         return bool(client.get("bytes_read", 0) >= size)
 
     until(told)
-    address = urlsplit(host.status()["engine"]["metrics"])
-    connection = http.client.HTTPConnection(address.netloc, timeout=30)
-    connection.request("GET", "/metrics")
-    families = {
-        family.name: family for family in text_string_to_metric_families(connection.getresponse().read().decode())
-    }
-    connection.close()
-    (read,) = families["mdsfs_mount_read_bytes"].samples
+    address = urlsplit(host.status()["engine"]["metrics"]).netloc
+
+    def shown() -> bool:  # what is asked for here may be a moment old
+        return sum(each.value for each in samples(address, "mdsfs_mount_read_bytes")) >= size
+
+    until(shown)
+    (read,) = samples(address, "mdsfs_mount_read_bytes")
     assert read.labels == {"mountpoint": str(mount)}
-    assert read.value >= size
-    calls = {each.labels["operation"] for each in families["mdsfs_fuse_seconds"].samples}
+    calls = {each.labels["operation"] for each in samples(address, "mdsfs_fuse_seconds")}
     assert {"read", "open", "lookup"} <= calls
 
 
