@@ -115,7 +115,7 @@ class FaultProxy:
         self.port = self._listener.getsockname()[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self._loop = asyncio.new_event_loop()
-        self._changed = asyncio.Event()
+        self._changed, self._stop = asyncio.Event(), asyncio.Event()  # a test may end before the thread has begun
         self._thread = threading.Thread(target=self._main, name="fault-proxy", daemon=True)
         self._thread.start()
         return self
@@ -167,7 +167,6 @@ class FaultProxy:
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._stop = asyncio.Event()
         try:
             self._loop.run_until_complete(self._serve())
         finally:
