@@ -20,7 +20,7 @@ from streaming.engine.residency import BLOCK
 from .policy import ANYTHING, Incoming, LeastRecentlyUsed, Victim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -212,12 +212,15 @@ class PlannedPolicy:
 
     def _planned_victims(self, incoming: Incoming) -> Iterator[Victim]:
         tries = MOST_TRIED if incoming.distance >= 0 else UNKNOWN
+        passed: set[tuple[int, int]] = set()
         for unit in self.planner.victims(incoming.distance):
             planned = self.datasets[unit.dataset]
             if unit.sample is None:
                 yield from self._chunks_of(planned, unit)
-            elif (victim := self._sample(planned, unit)) is not None:
-                yield victim
+            else:
+                passed.add((unit.dataset, unit.sample))
+                if (victim := self._sample(planned, unit, passed)) is not None:
+                    yield victim
             tries -= 1
             if not tries:
                 return
@@ -232,8 +235,8 @@ class PlannedPolicy:
             for index in reversed(range(-(-dataset.blocks(file) // dataset.grain(file)))):
                 yield Victim(dataset.number, file, index)
 
-    def _sample(self, planned: PlannedDataset, unit: Unit) -> Victim | None:
-        """The blocks of a sample, without those that something needed sooner lies on."""
+    def _sample(self, planned: PlannedDataset, unit: Unit, passed: Container[tuple[int, int]]) -> Victim | None:
+        """The blocks of a sample, without those that something needed sooner, hence not passed yet, lies on."""
         offsets = planned.offsets(unit.shard)
         if offsets is None or unit.sample is None:
             return None
@@ -244,13 +247,20 @@ class PlannedPolicy:
             return None
         end = first + count
         first = max(first, -(-planned.shape.head_bytes(unit.shard) // BLOCK))
-        if first < end and self._is_needed(planned, unit, offsets, first):
+        if first < end and self._is_needed(planned, unit, offsets, first, passed):
             first += 1
-        if first < end and self._is_needed(planned, unit, offsets, end - 1):
+        if first < end and self._is_needed(planned, unit, offsets, end - 1, passed):
             end -= 1
         return Victim(unit.dataset, file, None, (first, end - first)) if first < end else None
 
-    def _is_needed(self, planned: PlannedDataset, unit: Unit, offsets: NDArray[np.int64], block: int) -> bool:
+    def _is_needed(
+        self,
+        planned: PlannedDataset,
+        unit: Unit,
+        offsets: NDArray[np.int64],
+        block: int,
+        passed: Container[tuple[int, int]],
+    ) -> bool:
         """Whether another sample on a block is here, and will not take the block along when it goes itself."""
         assert unit.sample is not None
         base = int(planned.shape.first[unit.shard])
@@ -262,11 +272,9 @@ class PlannedPolicy:
             high += 1
         near = range(base + low, base + high + 1)
         others = [each for each in near if each != unit.sample and here[each] == HERE]
-        if not others:
-            return False
         if planned.shape.sample_bytes > 2 * BLOCK:
-            return True  # the neighbour's own blocks lie beside it
-        return self.planner.soonest(unit.dataset, np.array(others, np.int64)) < unit.distance
+            return bool(others)  # the neighbour's own blocks lie beside it
+        return not all((unit.dataset, each) in passed for each in others)
 
     def _soonest(self, victim: Victim) -> int:
         """How soon something of a chunk, or of a file, is read that is here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Shape"]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Shape:
     """One dataset. `shards` stands for the number of shards in the shapes of the arrays."""
 
@@ -38,7 +39,7 @@ class Shape:
         """In all shards."""
         return int(self.first[-1])
 
-    @property
+    @functools.cached_property
     def sample_bytes(self) -> float:
         """Bytes of a sample as shown, on average."""
         return int(self.sizes.sum()) / max(self.samples, 1)
