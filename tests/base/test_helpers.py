@@ -49,6 +49,7 @@ from streaming.base.util import (
     wait_for_file_to_exist,
 )
 from streaming.errors import ShardCorruptError
+from tests.peer.alone import alone
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,6 +140,7 @@ def test_wait_for_file(tmp_path: Path) -> None:
         wait_for_file_to_exist(str(tmp_path / "gone"), 0, 0, "gone: ")
 
 
+@alone()
 def test_cleaning_shared_memory_leaves_other_programs_alone() -> None:
     """A segment that carries mosaicml-streaming's name survives: it may be a running job's."""
     from multiprocessing.shared_memory import SharedMemory

@@ -17,6 +17,7 @@ from streaming.base.format import get_index_basename
 from streaming.base.format.mds.encodings import get_mds_encodings
 from streaming.base.hashing import get_hashes
 from streaming.base.util import bytes_to_int, get_list_arg, merge_index, number_abbrev_to_int
+from tests.peer.alone import alone
 
 PYTHON = Path(__file__).resolve().parents[2] / ".peer" / "bin" / "python"
 
@@ -62,7 +63,7 @@ TEXTS += ["nan", "1 b", "0yb", "1.5M", "3t", "2b", "1,5k", "a,b", "1_0", "1_0kb"
 def peers(calls: list[tuple[str, list[Any]]]) -> list[Any]:
     """What mosaicml-streaming answers."""
     command = [PYTHON, "-P", "-W", "ignore", Path(__file__).with_name("peer_side.py"), json.dumps(calls)]
-    with tempfile.TemporaryDirectory() as scratch:  # it leaves its lock files there
+    with alone(), tempfile.TemporaryDirectory() as scratch:  # it leaves its lock files there
         environment = {**os.environ, "TMPDIR": scratch}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return list(json.loads(done.stdout))

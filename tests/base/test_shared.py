@@ -13,6 +13,7 @@ import pytest
 
 from streaming.base.shared import SharedArray, SharedBarrier, SharedMemory, SharedScalar, get_shm_prefix
 from streaming.base.world import World
+from tests.peer.alone import alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,7 @@ def test_a_barrier_between_processes(name: str, tmp_path: Path) -> None:
     turns.shm.cleanup()
 
 
+@alone()
 def test_a_claim_is_one_that_the_peer_can_read(tmp_path: Path) -> None:
     """Its size, its folders and its number first, as mosaicml-streaming packs and looks through them; any path."""
     folder = str(tmp_path / "ž" / ("a" * 200))
@@ -87,6 +89,7 @@ def test_a_claim_is_one_that_the_peer_can_read(tmp_path: Path) -> None:
     assert data[4:size].decode().split("\0") == [folder, str(number)]
 
 
+@alone()
 def test_other_programs_segments_are_passed_over(tmp_path: Path) -> None:
     """Whatever stands under a number that another program has taken."""
     made: list[SharedMemory] = []
@@ -106,6 +109,7 @@ def _follow(folder: str, told: multiprocessing.Queue[int]) -> None:
     told.put(number)
 
 
+@alone()
 def test_a_prefix_for_the_names_of_a_run(tmp_path: Path) -> None:
     """Two runs at once take two numbers; a rank finds its own run's, and hears where nobody has taken one."""
     leader = World(1, 2, 1, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from streaming import sources
 from streaming.engine.client import EngineClient
 from streaming.errors import EngineError
+from tests.mount.host import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +26,7 @@ def cache(tmp_path: Path) -> Iterator[Path]:
     with contextlib.suppress(EngineError, OSError), EngineClient.connect(folder, client="cli") as client:
         ended = os.pidfd_open(client.engine["pid"])
         client.stop()
-        assert select.select([ended], [], [], 30)[0]
-        os.close(ended)
+        wait_for(ended)
 
 
 @pytest.fixture

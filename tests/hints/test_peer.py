@@ -10,6 +10,7 @@ import pytest
 
 from tests.mount.harness import why_not_mountable
 from tests.mount.host import Host, until
+from tests.peer.alone import alone
 
 from .test_mounted import places
 
@@ -26,7 +27,7 @@ pytestmark = [
 def test_the_peer_is_followed(folder: str, tmp_path: Path) -> None:
     """Its two workers, in an epoch that nobody told of."""
     epoch = 2
-    with Host(tmp_path) as host:
+    with alone(), Host(tmp_path) as host:
         mountpoint = host.mounted(folder, "--order", "shuffle=true,seed=7,batch_size=4,canonical_nodes=1,workers=2")
         reader = subprocess.Popen(
             [

@@ -18,6 +18,7 @@ from streaming.mds.layout import read_offsets, sample_decoder
 from streaming.mds.split import line_decoder, read_line_offsets
 from streaming.writer import CSVWriter, JSONWriter, MDSWriter, TSVWriter, Writer, XSVWriter
 from tests.peer import samples
+from tests.peer.alone import alone
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".peer" / "bin" / "python"
@@ -32,7 +33,7 @@ pytestmark = [
 def peer(*arguments: str | Path) -> str:
     """What the peer's side prints."""
     command = [PYTHON, "-P", "-W", "ignore", Path(__file__).with_name("peer_side.py"), *arguments]
-    with tempfile.TemporaryDirectory() as scratch:  # it leaves its lock files there
+    with alone(), tempfile.TemporaryDirectory() as scratch:  # it leaves its lock files there
         environment = {"PATH": os.environ["PATH"], "TMPDIR": scratch}
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

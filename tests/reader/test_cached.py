@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from streaming.engine.spawn import EngineOptions
 from streaming.errors import EngineError
 from streaming.reader import Shards
 from streaming.remote import RemoteOptions
+from tests.mount.host import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,8 +68,7 @@ def door(tmp_path: Path, rclone: StorageServer, monkeypatch: pytest.MonkeyPatch)
     with contextlib.suppress(EngineError, OSError), EngineClient.connect(cache, client="cli") as client:
         ended = os.pidfd_open(client.engine["pid"])
         client.stop()
-        assert select.select([ended], [], [], 30)[0]
-        os.close(ended)
+        wait_for(ended)
 
 
 def statistics(door: Door) -> dict[str, Any]:
@@ -116,11 +115,9 @@ def test_the_engine_may_die(door: Callable[..., Door]) -> None:
     folder = EngineFolder(opened)
     read = Shards(folder).reader()
     assert right(read(5), 5)
-    pid = folder._session.client.engine["pid"]
-    ended = os.pidfd_open(pid)
-    os.kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PIDFD, ended, os.WEXITED | os.WNOWAIT) if pid in _children() else None
-    os.close(ended)
+    ended = os.pidfd_open(folder.client.engine["pid"])
+    os.kill(folder.client.engine["pid"], signal.SIGKILL)
+    wait_for(ended)
     assert all(right(read(number), number) for number in range(600))
 
 
@@ -132,14 +129,8 @@ def test_the_engine_may_die_before_a_shard_is_opened(door: Callable[..., Door]) 
         assert right(read(first), first)
         ended = os.pidfd_open(folder.client.engine["pid"])
         os.kill(folder.client.engine["pid"], signal.SIGKILL)
-        assert select.select([ended], [], [], 30)[0]
-        os.close(ended)
+        wait_for(ended)
         assert right(read(number), number)
-
-
-def _children() -> set[int]:
-    text = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-    return {int(pid) for pid in text.split()}
 
 
 def test_a_forked_child_reads_too(door: Callable[..., Door]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from streaming.cached import Door, EngineFolder
 from streaming.reader import Shards
+from tests.mount.host import wait_for
 
 from .test_cached import MIB, ROOT, content, door, right, used
 
@@ -110,16 +111,20 @@ def child(of: Callable[[], bool]) -> Iterator[None]:
     waits, end = os.pipe()
     pid = os.fork()
     if not pid:
-        os.close(end)
-        done = of()
-        os.write(tell, b"1")
-        os.read(waits, 1)
-        os._exit(not done)
+        try:
+            os.close(end)
+            done = of()
+            os.write(tell, b"1")
+            os.read(waits, 1)
+            os._exit(not done)
+        finally:
+            os._exit(2)
+    os.close(tell)  # so that reading ends with the child as well
     try:
         os.read(told, 1)
         yield
     finally:
-        for fd in (told, tell, waits, end):
+        for fd in (told, waits, end):
             os.close(fd)
         assert os.waitpid(pid, 0)[1] == 0
 
@@ -154,7 +159,10 @@ def test_a_view_in_a_forked_child_stays_right(door: Callable[..., Door]) -> None
 
     pid = os.fork()
     if not pid:
-        os._exit(not looks())
+        try:
+            os._exit(not looks())
+        finally:
+            os._exit(2)
     shards.close(0)
     view.release()
     press(others)
@@ -202,7 +210,7 @@ def test_views_outlive_the_engine(door: Callable[..., Door]) -> None:
     view = pinned(read)["x"]
     ended = os.pidfd_open(folder.client.engine["pid"])
     os.kill(folder.client.engine["pid"], signal.SIGKILL)
-    os.close(ended)
+    wait_for(ended)
     press(EngineFolder(opened))
     assert bytes(view) == content(PER_SHARD - 1)
     assert all(right(read(number), number) for number in range(0, SAMPLES, 7))
