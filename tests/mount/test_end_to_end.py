@@ -181,7 +181,7 @@ def test_foreground_and_signals(host: Host, datasets: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline().endswith(f"is mounted at {host.mountpoint}\n")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert mount_at(str(host.mountpoint)) is None
 

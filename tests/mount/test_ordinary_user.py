@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .harness import ROOT, why_not_mountable
 from .host import Host, write_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # fusermount3 wants a user with a name.
 UID = 65534
@@ -51,6 +54,14 @@ def why_not() -> str | None:
 
 
 pytestmark = [pytest.mark.mounted, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def umask() -> Iterator[None]:
+    """What root writes here is for the user to read, whatever this machine's root is used to."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope="module")

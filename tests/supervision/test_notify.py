@@ -28,9 +28,10 @@ def supervisor_at(name: str) -> Iterator[socket.socket]:
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_messages(tmp_path: Path, abstract: bool) -> None:
+def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
     """Ready, alive, status and stopping arrive as systemd reads them, each with its status in one line."""
-    name = f"mdsfs-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    monkeypatch.chdir(tmp_path)  # the name of a socket has its limit, that of a temporary folder none
+    name = f"mdsfs-test-{os.getpid()}" if abstract else "notify"
     with supervisor_at("\0" + name if abstract else name) as sock:
         told = Supervisor("@" + name if abstract else name)
         told.ready("two\nlines")

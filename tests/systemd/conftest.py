@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, rclone: StorageServer) -> It
     """A booted machine in which mdsfs@ds shows a dataset of a store that checks signatures."""
     if reason := why_not():
         pytest.skip(reason)
+    before = os.umask(0o022)  # what root writes there is for other users to read
     folder = tmp_path_factory.mktemp("machine")
     raw = write_dataset(folder / "data", 40, 60_000, size_limit=1 << 20, compression="zstd")
     rclone.put_tree("ds", folder / "data")
@@ -85,6 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, rclone: StorageServer) -> It
         (machine.host / "online").touch()
         found.settled()
         yield found
+    os.umask(before)
 
 
 def _install(machine: Machine, proxy: FaultProxy, source: str) -> None:
