@@ -29,7 +29,7 @@ def test_a_large_tree_costs_eight_bytes_a_file() -> None:
     tables = load_tables(b"".join(objects_tables(rows)))
     start = time.process_time()
     tree = build_tree([Dataset("", tables, None, 1)])
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 20  # 0.4 s where this was written; in the square of the files it is minutes
     assert tree.file_count == SHARDS + 1
     assert tree._order.nbytes == 8 * SHARDS
     start = time.process_time()
@@ -39,7 +39,7 @@ def test_a_large_tree_costs_eight_bytes_a_file() -> None:
         inode = tree.lookup(folder, b"shard.%06d.mds" % number)
         assert inode is not None
         assert tree.node(inode).size == number
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 4  # 0.08 s; looking through a folder each time is many seconds
 
 
 @pytest.fixture
