@@ -176,7 +176,7 @@ def test_a_network_that_is_gone(proxy: FaultProxy, behind: tuple[Engine, Reader]
     assert [each["what"] for each in engine.status()["problems"]] == ["store"]
     proxy.clear()
     reader.check(1, 0, SHARD)
-    assert engine.status()["problems"] == []
+    until(lambda: engine.status()["problems"] == [])  # when the fetch has ended: its reader need not wait for that
     told = events(engine)
     assert (told["store-fails"], told["store-works"], told["fill-failed"]) == (1, 1, 0)
 
@@ -212,7 +212,8 @@ def test_a_clock_that_jumps(start: Start, rclone: StorageServer, data: Data, tmp
             clock.write_text("+0")
             reader.check(shard, 0, SHARD)
         reader.close()
-    assert events(engine)["credentials-works"] == 2
+    # said when the fetch has ended, which its reader need not wait for
+    until(lambda: events(engine)["credentials-works"] == 2)
 
 
 # ---- credentials -----------------------------------------------------------------------------------------------------
@@ -258,5 +259,5 @@ def test_credentials_that_are_replaced_on_disk(
             write_keys(keys, "AKIDNEW")
             with engine.client() as stranger, pytest.raises(EngineRefusedError, match="credentials"):
                 stranger.open(moto.url("rotated"), other)
-        assert engine.status()["problems"] == []
+        until(lambda: engine.status()["problems"] == [])
     assert events(engine)["credentials-replaced"] == 1
