@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from mdsfs.engine.keeping import MOST_FILES
-from mdsfs.engine.store import CacheStore
+from mdsfs.engine.serving.keeping import MOST_FILES
+from mdsfs.engine.store.directory import CacheStore
 from streaming.engine.client import EngineClient
 from streaming.engine.residency import ResidencyWriter
 from streaming.errors import CacheDirectoryError, EngineUnavailableError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from mdsfs.engine.folder import DatasetFolder
+    from mdsfs.engine.store.folder import DatasetFolder
 
 __all__ = ["Door", "EngineDoor", "Evicted", "open_door", "runs_of"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mdsfs.engine.state import file_state, kept_in, map_records
+from mdsfs.engine.store.state import file_state, kept_in, map_records
 from streaming.engine.residency import BLOCK, ResidencyWriter
 from streaming.mds.tables import load_tables
 

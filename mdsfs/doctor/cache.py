@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdsfs.engine import disk
+from mdsfs.engine.store import disk
 from streaming.engine.client import EngineClient
 from streaming.errors import EngineError
 from streaming.sizes import format_size

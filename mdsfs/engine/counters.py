@@ -20,8 +20,8 @@ from mdsfs.metrics.timings import checked_series
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .dataset import Dataset
-    from .ledger import Ledger
+    from .cache.dataset import Dataset
+    from .cache.ledger import Ledger
 
 __all__ = ["Activity", "process_figures", "shard_states"]
 

@@ -12,29 +12,29 @@ import trio
 from mdsfs.metrics.timings import Timings
 from streaming.engine.messages import PROTOCOL
 
-from .ahead import Ahead
-from .cache import Cache
-from .cachedisk import CacheDisk
-from .fills import Fills
+from .cache.cache import Cache
+from .cache.cachedisk import CacheDisk
+from .fetching.pool import FetcherPool
+from .filling.ahead import Ahead
+from .filling.fills import Fills
+from .filling.passing import Passing
+from .filling.wants import Wants
+from .filling.widen import MAX_WINDOW
 from .health import Health
-from .hints import Hints
 from .memory import LEAST_PART
-from .orders import Orders
-from .passing import Passing
-from .planning import Planning
-from .pool import FetcherPool
-from .sources import Sources
+from .planning.hints import Hints
+from .planning.orders import Orders
+from .planning.planning import Planning
+from .sources.sources import Sources
 from .status import document, version
-from .wants import Wants
-from .widen import MAX_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .dataset import Dataset
+    from .cache.dataset import Dataset
     from .options import ServiceOptions
-    from .session import Session
-    from .store import CacheStore
+    from .serving.session import Session
+    from .store.directory import CacheStore
 
 __all__ = ["Engine"]
 

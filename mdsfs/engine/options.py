@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from streaming.errors import CacheLimitError, EngineRefusedError
 
+from .fetching.pool import DEFAULT_PART_SIZE, DEFAULT_THREADS
 from .memory import Shares, share_out
-from .pool import DEFAULT_PART_SIZE, DEFAULT_THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,11 +14,11 @@ import trio
 from mdsfs.supervision.notify import Supervisor
 from streaming.sizes import format_size
 
+from .cache.ledger import BLOCK
 from .engine import Engine
-from .ledger import BLOCK
 from .metering import listen, serve_metrics, url_of
-from .server import listening, serve_clients
-from .store import CacheStore
+from .serving.server import listening, serve_clients
+from .store.directory import CacheStore
 
 if TYPE_CHECKING:
     import socket

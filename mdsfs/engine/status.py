@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from mdsfs.metrics.timings import BOUNDS
 
+from .cache.ledger import BLOCK
 from .counters import process_figures, shard_states
-from .ledger import BLOCK
 
 if TYPE_CHECKING:
-    from .dataset import Dataset
+    from .cache.dataset import Dataset
     from .engine import Engine
-    from .session import Session
+    from .serving.session import Session
 
 __all__ = ["document", "version"]
 

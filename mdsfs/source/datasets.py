@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mdsfs.engine.listing import INDEX, index_prefixes
+from mdsfs.engine.sources.listing import INDEX, index_prefixes
 from streaming.errors import (
     BucketMissingError,
     DatasetError,

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from machine import TICKS, description
 
-from mdsfs.engine.jobs import Job, RangeJob, StreamJob
-from mdsfs.engine.pool import FetcherPool
+from mdsfs.engine.fetching.jobs import Job, RangeJob, StreamJob
+from mdsfs.engine.fetching.pool import FetcherPool
 from streaming.mds.compression import compress
 from streaming.remote import RemoteOptions
 from tests.servers import NginxServer

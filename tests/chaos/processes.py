@@ -20,9 +20,9 @@ __all__ = ["INSIDE", "Process", "Processes", "enter_namespace", "named", "runnin
 INSIDE = "MDSFS_CHAOS_NAMESPACE"
 # What a process is, by words of its command line.
 _KINDS = (
-    ("fetcher", {"mdsfs.engine.fetcher"}),
-    ("helper", {"mdsfs.engine.indexer"}),
-    ("helper", {"mdsfs.engine.orderer"}),
+    ("fetcher", {"mdsfs.engine.fetching.fetcher"}),
+    ("helper", {"mdsfs.engine.sources.indexer"}),
+    ("helper", {"mdsfs.engine.planning.orderer"}),
     ("engine", {"mdsfs", "engine"}),
     ("mount", {"mdsfs", "mount"}),
     ("reader", {"tests.chaos.reader"}),

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from mdsfs.engine.framing import Edges, Framing, cut_at_frames, frame_run
+from mdsfs.engine.filling.framing import Edges, Framing, cut_at_frames, frame_run
 from streaming.engine.residency import BLOCK
 from streaming.mds.seekable import SeekTable, compress_seekable
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mdsfs.engine.state import file_state, map_records
+from mdsfs.engine.store.state import file_state, map_records
 from streaming.engine.address import socket_path
 from streaming.engine.client import EngineClient
 from streaming.errors import CacheLimitError, EngineRefusedError, ProtocolError, SourceMissingError

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mdsfs.engine.ledger import BLOCK, Ledger, charge, chunk_blocks
+from mdsfs.engine.cache.ledger import BLOCK, Ledger, charge, chunk_blocks
 
 FILES = 4
 LIMIT = 200

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mdsfs.engine.linkmeter import SMALL, STRETCH, LinkMeter
-from mdsfs.engine.stalls import SHOWN, Stall, Stalls
+from mdsfs.engine.fetching.linkmeter import SMALL, STRETCH, LinkMeter
+from mdsfs.engine.planning.stalls import SHOWN, Stall, Stalls
 from mdsfs.plan.planner import Link
 
 

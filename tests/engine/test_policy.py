@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdsfs.engine.policy import LeastRecentlyUsed, Victim
+from mdsfs.engine.cache.policy import LeastRecentlyUsed, Victim
 
 CHUNKS = st.tuples(st.just(1), st.integers(0, 3), st.integers(0, 3))
 

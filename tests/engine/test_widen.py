@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdsfs.engine.widen import GRAIN, MAX_STREAMS, Reach, Widener
+from mdsfs.engine.filling.widen import GRAIN, MAX_STREAMS, Reach, Widener
 
 MIB = 1 << 20
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from mdsfs.engine.pool import FetcherPool
+from mdsfs.engine.fetching.pool import FetcherPool
 from streaming.remote import RemoteOptions
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from mdsfs.engine.catalog import IndexedSource, index_source
-from mdsfs.engine.folder import growth_bytes
-from mdsfs.engine.store import CacheStore
+from mdsfs.engine.sources.catalog import IndexedSource, index_source
+from mdsfs.engine.store.directory import CacheStore
+from mdsfs.engine.store.folder import growth_bytes
 from streaming.errors import BucketMissingError, CacheLimitError, EngineError, IndexFormatError, SourceMissingError
 from streaming.remote import RemoteOptions
 
@@ -221,7 +221,7 @@ def kill_indexer() -> None:
     for children in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # threads come and go
             for child in children.read_text().split():
-                if b"mdsfs.engine.indexer" in Path("/proc", child, "cmdline").read_bytes():
+                if b"mdsfs.engine.sources.indexer" in Path("/proc", child, "cmdline").read_bytes():
                     os.kill(int(child), signal.SIGKILL)
                     killed += 1
     assert killed == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdsfs.engine.dispatch import Dispatcher
+from mdsfs.engine.fetching.dispatch import Dispatcher
 
 
 def test_demand_goes_first_then_arrival() -> None:

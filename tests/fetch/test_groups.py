@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import trio
 
-from mdsfs.engine.jobs import FramesJob, GroupJob, Part, RangeJob
-from mdsfs.engine.pool import AHEAD
+from mdsfs.engine.fetching.jobs import FramesJob, GroupJob, Part, RangeJob
+from mdsfs.engine.fetching.pool import AHEAD
 from mdsfs.plan.link import Link
 from streaming.mds.seekable import SeekTable, compress_seekable
 from streaming.remote import open_remote
@@ -23,8 +23,8 @@ from .test_pool import DATA, Web, only_child, stalled, web
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mdsfs.engine.pool import FetcherPool
-    from mdsfs.engine.ticket import Told
+    from mdsfs.engine.fetching.pool import FetcherPool
+    from mdsfs.engine.fetching.ticket import Told
 
     NewFile = Callable[[int], int]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from mdsfs.engine.jobs import FramesJob, HashJob, ProbeJob, RangeJob, StreamJob, job_from_wire, job_to_wire
+from mdsfs.engine.fetching.jobs import FramesJob, HashJob, ProbeJob, RangeJob, StreamJob, job_from_wire, job_to_wire
 from streaming.errors import CacheFullError, ObjectChangedError, ObjectMissingError, ShardCorruptError
 from streaming.mds.compression import compress
 from streaming.mds.hashing import new_hash

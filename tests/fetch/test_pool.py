@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from mdsfs.engine.jobs import RangeJob, StreamJob
-from mdsfs.engine.pool import AHEAD, FetcherPool
+from mdsfs.engine.fetching.jobs import RangeJob, StreamJob
+from mdsfs.engine.fetching.pool import AHEAD, FetcherPool
 from streaming.errors import EngineError
 from streaming.mds.compression import compress
 from streaming.remote import RemoteOptions
@@ -238,7 +238,7 @@ async def test_fetchers_end_with_a_killed_engine() -> None:
     """kill -9 of the process that has the pool ends its fetchers as well."""
     code = """
 import trio
-from mdsfs.engine.pool import FetcherPool
+from mdsfs.engine.fetching.pool import FetcherPool
 async def main():
     async with trio.open_nursery() as nursery:
         pool = FetcherPool()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import trio
 
-from mdsfs.engine.hints import LINGER, Hints, Job, Member
-from mdsfs.engine.orders import Orders
+from mdsfs.engine.planning.hints import LINGER, Hints, Job, Member
+from mdsfs.engine.planning.orders import Orders
 from streaming.engine.hint import Hint, HintedStream, HintWorld
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def record(level: int, message: str, **extra: Any) -> logging.LogRecord:
-    found = logging.LogRecord("mdsfs.engine.pool", level, __file__, 1, message, None, None)
+    found = logging.LogRecord("mdsfs.engine.fetching.pool", level, __file__, 1, message, None, None)
     found.__dict__.update(extra)
     return found
 
@@ -35,7 +35,7 @@ def record(level: int, message: str, **extra: Any) -> logging.LogRecord:
 def test_journal_priorities(level: int, priority: int) -> None:
     """Each line begins with its priority, the later ones of a long message too."""
     shown = JournalFormatter("%(name)s: %(message)s").format(record(level, "one\ntwo"))
-    assert shown == f"<{priority}>mdsfs.engine.pool: one\n<{priority}>two"
+    assert shown == f"<{priority}>mdsfs.engine.fetching.pool: one\n<{priority}>two"
 
 
 def test_json_lines() -> None:
@@ -47,7 +47,7 @@ def test_json_lines() -> None:
     assert found.pop("pid") == os.getpid()
     assert found == {
         "level": "error",
-        "logger": "mdsfs.engine.pool",
+        "logger": "mdsfs.engine.fetching.pool",
         "message": 'a "b"\nc',
         "event": "store-fails",
         "subject": "s3://x",

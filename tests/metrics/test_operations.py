@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from mdsfs.cli.main import build_parser
+from mdsfs.engine.fetching.pool import DEFAULT_PART_SIZE
 from mdsfs.engine.memory import share_out
-from mdsfs.engine.pool import DEFAULT_PART_SIZE
 from streaming.sizes import parse_size
 from tests.engine.conftest import MIB, ROOT
 

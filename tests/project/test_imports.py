@@ -31,7 +31,7 @@ def test_names_are_found_without_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import mdsfs.cli.main", "import mdsfs.engine.server", "import mdsfs.mount.operations"]
+    "statement", ["import mdsfs.cli.main", "import mdsfs.engine.serving.server", "import mdsfs.mount.operations"]
 )
 def test_mdsfs_never_brings_torch(statement: str) -> None:
     """No part of the filesystem imports torch, even indirectly."""

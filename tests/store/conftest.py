@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mdsfs.engine.store import CacheStore, DatasetFolder, DatasetInfo, dataset_id
+from mdsfs.engine.store.directory import CacheStore, DatasetFolder, DatasetInfo, dataset_id
 from streaming.mds.index import parse_index
 from streaming.mds.tables import build_tables
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mdsfs.engine import disk
-from mdsfs.engine.store import FORMAT, CacheStore
+from mdsfs.engine.store import disk
+from mdsfs.engine.store.directory import FORMAT, CacheStore
 from streaming.errors import CacheDirectoryError, EngineRefusedError
 
 from .conftest import add_dataset, fill_file
@@ -39,7 +39,8 @@ def test_one_engine_owns_it(tmp_path: Path) -> None:
 
 def test_an_owner_that_was_killed_leaves_no_lock(tmp_path: Path) -> None:
     """After kill -9 the directory is free at once."""
-    code = f"from mdsfs.engine.store import *; s = CacheStore.open({str(tmp_path)!r}); print(1, flush=True); input()"
+    own = f"s = CacheStore.open({str(tmp_path)!r}); print(1, flush=True); input()"
+    code = f"from mdsfs.engine.store.directory import *; {own}"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout
         owner.stdout.readline()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mdsfs.engine.state import RECORD
-from mdsfs.engine.store import CacheStore
+from mdsfs.engine.store.directory import CacheStore
+from mdsfs.engine.store.state import RECORD
 from streaming.engine.residency import ResidencyWriter
 from streaming.errors import CacheDirectoryError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mdsfs.engine.store import DatasetFolder
+    from mdsfs.engine.store.directory import DatasetFolder
 
 
 def read(folder: DatasetFolder, n: int) -> bytes:

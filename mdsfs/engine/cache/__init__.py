@@ -1,0 +1,1 @@
+"""What is resident, how much of it there may be, and what goes first."""

@@ -1,0 +1,1 @@
+"""The engine's socket: clients, their requests, and what they hold."""

@@ -1,0 +1,1 @@
+"""Which datasets are open, and how a source becomes tables."""
