@@ -67,6 +67,8 @@ class Planner:
         """Whether the last call of `fetches` has left something to look at."""
         self.crowded = False
         """Whether it has left something for want of room."""
+        self.turn = 0
+        """Counts what changes next uses: readers that move, orders and datasets that come and go."""
 
     def __repr__(self) -> str:
         return f"Planner({len(self._jobs)} jobs, {len(self._datasets)} datasets, capacity {self.capacity})"
@@ -76,10 +78,12 @@ class Planner:
     def add_dataset(self, number: int, shape: Shape) -> None:
         """A dataset that jobs will read; nothing of it is here as far as the plan knows."""
         self._datasets[number] = DatasetState(number, shape)
+        self.turn += 1
 
     def remove_dataset(self, number: int) -> None:
         """No job reads it any more."""
         self._datasets.pop(number, None)
+        self.turn += 1
 
     def covers(self, number: int) -> bool:
         """Whether a job with a known order reads this dataset."""
@@ -176,6 +180,7 @@ class Planner:
         known = self._jobs.get(job)
         if known is None:
             return
+        self.turn += 1
         before = known.track.front
         if known.track.moved(rank, worker, epoch, batch) is None or known.track.front < before:
             known.restart()
@@ -407,7 +412,7 @@ class Planner:
                 apart = key if key >= UNKNOWN else key - front
                 if apart <= distance:
                     return
-                shard = unit if by_shard else int(state.shape.shard_of(np.array([unit]))[0])
+                shard = unit if by_shard else int(state.shape.first.searchsorted(unit, "right")) - 1
                 yield Unit(number, shard, None if by_shard else unit, apart)
 
         listed = [(job, *key) for job in self._jobs.values() for key in job.calendars if key[0] in self._datasets]
@@ -462,6 +467,7 @@ class Planner:
 
     def _settle(self) -> None:
         """What was due so far stays due, whatever changes."""
+        self.turn += 1
         for job in self._jobs.values():
             job.given += self._due(job)
             job.began = job.track.front

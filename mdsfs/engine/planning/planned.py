@@ -8,7 +8,9 @@ planned dataset (parts of samples, what somebody read out of order) goes last, i
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, ParamSpec
 
 import numpy as np
@@ -20,7 +22,7 @@ from streaming.engine.residency import BLOCK
 from ..cache.policy import ANYTHING, Incoming, LeastRecentlyUsed, Victim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -39,6 +41,8 @@ P = ParamSpec("P")
 
 # For what nobody waits for, so many units are offered at most: where all of them are in use, others will do later.
 MOST_TRIED = 256
+# The planner is asked for so many units at a time.
+LISTED = 256
 
 
 def advice(note: Callable[P, None]) -> Callable[P, None]:
@@ -61,6 +65,57 @@ def _expanded(runs: list[tuple[int, int]]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([np.arange(first, stop, dtype=np.int64) for first, stop in runs]))
 
 
+class _Listing:
+    """The planner's units, furthest next use first, each offered once as long as no next use changes.
+
+    Of small samples most can't go for the sake of their neighbours on the same blocks: asked for again and again, they
+    would be looked at each time.
+    """
+
+    def __init__(self, planner: Planner) -> None:
+        self.turn = planner.turn
+        self._planner = planner
+        self._units: deque[Unit] = deque()
+        self._passed: set[tuple[int, int]] = set()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing of it was offered yet."""
+        return not self._passed
+
+    def units(self, distance: int) -> Iterator[Unit]:
+        """What may go for something that is read after `distance` samples. A shard is offered until all of it was."""
+        while self._units or self._look(distance):
+            unit = self._units[0]
+            if unit.distance <= distance:
+                return
+            if unit.sample is None:
+                yield unit
+                self._pass_by()
+            else:
+                self._pass_by()
+                if self._planner.dataset(unit.dataset).samples[unit.sample] == HERE:
+                    yield unit
+
+    def has_passed(self, dataset: int, sample: int) -> bool:
+        """Whether a sample was offered. One that was not, and is here, is read sooner than all that were."""
+        return (dataset, sample) in self._passed
+
+    def _pass_by(self) -> None:
+        self._passed.add(_key(self._units.popleft()))
+
+    def _look(self, distance: int) -> bool:
+        # as many as there were: what was passed is looked at again, so all of it costs twice as much at most
+        most = max(LISTED, len(self._passed))
+        fresh = (unit for unit in self._planner.victims(distance) if _key(unit) not in self._passed)
+        self._units.extend(itertools.islice(fresh, most))
+        return bool(self._units)
+
+
+def _key(unit: Unit) -> tuple[int, int]:
+    return unit.dataset, -1 - unit.shard if unit.sample is None else unit.sample
+
+
 class PlannedPolicy:
     """See `Policy`."""
 
@@ -71,6 +126,7 @@ class PlannedPolicy:
         """Whether blocks of a file are held by nobody; asked before anything that costs more."""
         self._others = LeastRecentlyUsed()
         self._left_over = LeastRecentlyUsed()
+        self._listing = _Listing(planner)
 
     def __repr__(self) -> str:
         return f"PlannedPolicy({self._others}, {self.planner})"
@@ -212,21 +268,33 @@ class PlannedPolicy:
 
     def _planned_victims(self, incoming: Incoming) -> Iterator[Victim]:
         tries = MOST_TRIED if incoming.distance >= 0 else UNKNOWN
-        passed: set[tuple[int, int]] = set()
-        for unit in self.planner.victims(incoming.distance):
+        for unit in self._offered(incoming.distance):
             planned = self.datasets[unit.dataset]
             if unit.sample is None:
                 yield from self._chunks_of(planned, unit)
-            else:
-                passed.add((unit.dataset, unit.sample))
-                if (victim := self._sample(planned, unit, passed)) is not None:
-                    yield victim
+            elif (victim := self._sample(planned, unit)) is not None:
+                yield victim
             tries -= 1
             if not tries:
                 return
         for victim in self._left_over.victims(incoming):
             if self._soonest(victim) > incoming.distance:
                 yield victim
+
+    def _offered(self, distance: int) -> Iterator[Unit]:
+        """The planner's units, each once: first what was not offered since next uses have changed, then all of them."""
+        if self._listing.turn != self.planner.turn:
+            self._listing = _Listing(self.planner)
+        offered: set[tuple[int, int]] = set()
+        while True:
+            was_fresh = self._listing.is_fresh
+            for unit in self._listing.units(distance):
+                if _key(unit) not in offered:
+                    offered.add(_key(unit))
+                    yield unit
+            self._listing = _Listing(self.planner)
+            if was_fresh:
+                return
 
     def _chunks_of(self, planned: PlannedDataset, unit: Unit) -> Iterator[Victim]:
         """A shard from its end on, as much of it as is needed."""
@@ -235,7 +303,7 @@ class PlannedPolicy:
             for index in reversed(range(-(-dataset.blocks(file) // dataset.grain(file)))):
                 yield Victim(dataset.number, file, index)
 
-    def _sample(self, planned: PlannedDataset, unit: Unit, passed: Container[tuple[int, int]]) -> Victim | None:
+    def _sample(self, planned: PlannedDataset, unit: Unit) -> Victim | None:
         """The blocks of a sample, without those that something needed sooner, hence not passed yet, lies on."""
         offsets = planned.offsets(unit.shard)
         if offsets is None or unit.sample is None:
@@ -247,20 +315,13 @@ class PlannedPolicy:
             return None
         end = first + count
         first = max(first, -(-planned.shape.head_bytes(unit.shard) // BLOCK))
-        if first < end and self._is_needed(planned, unit, offsets, first, passed):
+        if first < end and self._is_needed(planned, unit, offsets, first):
             first += 1
-        if first < end and self._is_needed(planned, unit, offsets, end - 1, passed):
+        if first < end and self._is_needed(planned, unit, offsets, end - 1):
             end -= 1
         return Victim(unit.dataset, file, None, (first, end - first)) if first < end else None
 
-    def _is_needed(
-        self,
-        planned: PlannedDataset,
-        unit: Unit,
-        offsets: NDArray[np.int64],
-        block: int,
-        passed: Container[tuple[int, int]],
-    ) -> bool:
+    def _is_needed(self, planned: PlannedDataset, unit: Unit, offsets: NDArray[np.int64], block: int) -> bool:
         """Whether another sample on a block is here, and will not take the block along when it goes itself."""
         assert unit.sample is not None
         base = int(planned.shape.first[unit.shard])
@@ -274,7 +335,7 @@ class PlannedPolicy:
         others = [each for each in near if each != unit.sample and here[each] == HERE]
         if planned.shape.sample_bytes > 2 * BLOCK:
             return bool(others)  # the neighbour's own blocks lie beside it
-        return not all((unit.dataset, each) in passed for each in others)
+        return not all(self._listing.has_passed(unit.dataset, each) for each in others)
 
     def _soonest(self, victim: Victim) -> int:
         """How soon something of a chunk, or of a file, is read that is here."""
