@@ -8,14 +8,13 @@ planned dataset (parts of samples, what somebody read out of order) goes last, i
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, ParamSpec
 
 import numpy as np
 
 from mdsfs.plan.calendar import UNKNOWN
+from mdsfs.plan.offers import Offers, key
 from mdsfs.plan.state import HERE
 from streaming.engine.residency import BLOCK
 
@@ -41,8 +40,6 @@ P = ParamSpec("P")
 
 # For what nobody waits for, so many units are offered at most: where all of them are in use, others will do later.
 MOST_TRIED = 256
-# The planner is asked for so many units at a time.
-LISTED = 256
 
 
 def advice(note: Callable[P, None]) -> Callable[P, None]:
@@ -65,57 +62,6 @@ def _expanded(runs: list[tuple[int, int]]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([np.arange(first, stop, dtype=np.int64) for first, stop in runs]))
 
 
-class _Listing:
-    """The planner's units, furthest next use first, each offered once as long as no next use changes.
-
-    Of small samples most can't go for the sake of their neighbours on the same blocks: asked for again and again, they
-    would be looked at each time.
-    """
-
-    def __init__(self, planner: Planner) -> None:
-        self.turn = planner.turn
-        self._planner = planner
-        self._units: deque[Unit] = deque()
-        self._passed: set[tuple[int, int]] = set()
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether nothing of it was offered yet."""
-        return not self._passed
-
-    def units(self, distance: int) -> Iterator[Unit]:
-        """What may go for something that is read after `distance` samples. A shard is offered until all of it was."""
-        while self._units or self._look(distance):
-            unit = self._units[0]
-            if unit.distance <= distance:
-                return
-            if unit.sample is None:
-                yield unit
-                self._pass_by()
-            else:
-                self._pass_by()
-                if self._planner.dataset(unit.dataset).samples[unit.sample] == HERE:
-                    yield unit
-
-    def has_passed(self, dataset: int, sample: int) -> bool:
-        """Whether a sample was offered. One that was not, and is here, is read sooner than all that were."""
-        return (dataset, sample) in self._passed
-
-    def _pass_by(self) -> None:
-        self._passed.add(_key(self._units.popleft()))
-
-    def _look(self, distance: int) -> bool:
-        # as many as there were: what was passed is looked at again, so all of it costs twice as much at most
-        most = max(LISTED, len(self._passed))
-        fresh = (unit for unit in self._planner.victims(distance) if _key(unit) not in self._passed)
-        self._units.extend(itertools.islice(fresh, most))
-        return bool(self._units)
-
-
-def _key(unit: Unit) -> tuple[int, int]:
-    return unit.dataset, -1 - unit.shard if unit.sample is None else unit.sample
-
-
 class PlannedPolicy:
     """See `Policy`."""
 
@@ -126,7 +72,7 @@ class PlannedPolicy:
         """Whether blocks of a file are held by nobody; asked before anything that costs more."""
         self._others = LeastRecentlyUsed()
         self._left_over = LeastRecentlyUsed()
-        self._listing = _Listing(planner)
+        self._offers = Offers(planner)
 
     def __repr__(self) -> str:
         return f"PlannedPolicy({self._others}, {self.planner})"
@@ -283,16 +229,16 @@ class PlannedPolicy:
 
     def _offered(self, distance: int) -> Iterator[Unit]:
         """The planner's units, each once: first what was not offered since next uses have changed, then all of them."""
-        if self._listing.turn != self.planner.turn:
-            self._listing = _Listing(self.planner)
+        if self._offers.turn != self.planner.turn:
+            self._offers = Offers(self.planner)
         offered: set[tuple[int, int]] = set()
         while True:
-            was_fresh = self._listing.is_fresh
-            for unit in self._listing.units(distance):
-                if _key(unit) not in offered:
-                    offered.add(_key(unit))
+            was_fresh = self._offers.is_fresh
+            for unit in self._offers.units(distance):
+                if key(unit) not in offered:
+                    offered.add(key(unit))
                     yield unit
-            self._listing = _Listing(self.planner)
+            self._offers = Offers(self.planner)
             if was_fresh:
                 return
 
@@ -335,7 +281,7 @@ class PlannedPolicy:
         others = [each for each in near if each != unit.sample and here[each] == HERE]
         if planned.shape.sample_bytes > 2 * BLOCK:
             return bool(others)  # the neighbour's own blocks lie beside it
-        return not all(self._listing.has_passed(unit.dataset, each) for each in others)
+        return not all(self._offers.has_passed(unit.dataset, each) for each in others)
 
     def _soonest(self, victim: Victim) -> int:
         """How soon something of a chunk, or of a file, is read that is here."""

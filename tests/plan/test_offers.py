@@ -1,0 +1,67 @@
+"""Units that may go, offered once a turn."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mdsfs.plan.offers import Offers
+from mdsfs.plan.planner import Planner
+from mdsfs.plan.track import prepare
+
+from .cache import JOB, shape_of
+
+
+@pytest.fixture
+def planner() -> Planner:
+    """600 samples of a kilobyte that are all here, read in the order of their numbers."""
+    shape = shape_of(4, 150, 1000)
+    order = np.arange(600).reshape(1, 1, 150, 4)
+    streams = {0: [(0, 0, 600)]}
+    planner = Planner(60_000)
+    planner.add_dataset(0, shape)
+    planner.add_epoch(JOB, streams, 0, prepare(order, streams, {0: shape}))
+    planner.arrived(0, 0, 600)
+    return planner
+
+
+def offered(offers: Offers, distance: int, most: int = 600) -> list[int]:
+    """The next samples."""
+    return [unit.sample for unit in itertools.islice(offers.units(distance), most) if unit.sample is not None]
+
+
+def test_each_is_offered_once(planner: Planner) -> None:
+    """Furthest first, over any number of looks, until all have been."""
+    offers = Offers(planner)
+    assert offered(offers, -1, 3) == [599, 598, 597]
+    assert offers.has_passed(0, 598)
+    assert not offers.has_passed(0, 100)
+    assert offered(offers, -1, 300) + offered(offers, -1) == list(range(596, -1, -1))
+    assert offered(offers, -1) == []
+
+
+def test_nothing_is_offered_for_what_is_read_later(planner: Planner) -> None:
+    """The rest is there for what is read sooner."""
+    offers = Offers(planner)
+    assert offered(offers, 597) == [599, 598]
+    assert offered(offers, 598) == []
+    assert offered(offers, 595) == [597, 596]
+
+
+def test_what_has_gone_meanwhile_is_passed_over(planner: Planner) -> None:
+    """Another unit's eviction may have taken it along."""
+    offers = Offers(planner)
+    assert offered(offers, -1, 1)[0] == 599
+    planner.gone(0, 590, 598, 0)
+    assert 597 not in offered(offers, -1)
+
+
+def test_a_reader_that_moves_begins_another_turn(planner: Planner) -> None:
+    """So do orders that come and go."""
+    before = planner.turn
+    planner.moved(JOB, 0, 0, 0, 1)
+    moved = planner.turn
+    planner.drop_epoch(JOB, 0)
+    assert before < moved < planner.turn
