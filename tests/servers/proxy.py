@@ -175,14 +175,16 @@ class FaultProxy:
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._accept, sock=self._listener, limit=1 << 20)
         await self._stop.wait()
-        server.close()
-        # connections too that were accepted just now, and have no task yet, or one that has not begun
+        # Nothing more is accepted. What was accepted just now still needs an open server to become a connection, and
+        # the task of asyncio's own that makes one of it: otherwise its socket stays open.
+        self._loop.remove_reader(self._listener)
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for writer in self._writers:
                 writer.transport.abort()
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+        server.close()
 
     def _release(self) -> None:
         self._changed.set()
