@@ -466,7 +466,7 @@ class Planner:
         return (1.0 - self._share) * max(job.track.front - job.began, 0) * self._position_bytes(job)
 
     def _settle(self) -> None:
-        """What was due so far stays due, whatever changes."""
+        """Something changes what is read next: what was due so far stays due."""
         self.turn += 1
         for job in self._jobs.values():
             job.given += self._due(job)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mdsfs.engine.store.state import file_state, map_records
 from streaming.errors import (
     EngineUnavailableError,
     ObjectChangedError,
@@ -219,7 +220,10 @@ def test_no_room_and_a_failing_store_is_an_error_not_a_hang(begin: Begin, proxy:
 def test_an_engine_ends_while_a_group_of_fills_hangs_in_a_file_that_had_wrong_bytes(
     begin: Begin, proxy: FaultProxy
 ) -> None:
-    """What a file leaves waits until nobody holds it, and the fills of a group hold each other's: not at the end."""
+    """What a file leaves waits until nobody holds it, and the fills of a group hold each other's: not at the end.
+
+    What is left in the file then is the next engine's to find.
+    """
     engine, reader = begin("seekable")
     reader.check(0, 0, 4 * KIB)
     proxy.add(Fault("corrupt", match=SHARD, times=1, after=1000))
@@ -235,6 +239,9 @@ def test_an_engine_ends_while_a_group_of_fills_hangs_in_a_file_that_had_wrong_by
         with pytest.raises(EngineUnavailableError):
             wanted.result()
     reader.close()
+    (table,) = engine.cache.glob("*/state")
+    with table.open("rb") as file:
+        assert [file_state(each).dirty for each in map_records(file.fileno(), 2)] == [True, False]
 
 
 def test_a_folder_that_goes_while_it_is_opened_is_made_anew(

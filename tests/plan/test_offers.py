@@ -32,22 +32,32 @@ def offered(offers: Offers, distance: int, most: int = 600) -> list[int]:
     return [unit.sample for unit in itertools.islice(offers.units(distance), most) if unit.sample is not None]
 
 
-def test_each_is_offered_once(planner: Planner) -> None:
-    """Furthest first, over any number of looks, until all have been."""
+def test_what_was_offered_comes_last(planner: Planner) -> None:
+    """Furthest first, over any number of calls; one for which the rest is not enough gets all of them, each once."""
     offers = Offers(planner)
     assert offered(offers, -1, 3) == [599, 598, 597]
     assert offers.has_passed(0, 598)
     assert not offers.has_passed(0, 100)
-    assert offered(offers, -1, 300) + offered(offers, -1) == list(range(596, -1, -1))
-    assert offered(offers, -1) == []
+    assert offered(offers, -1, 300) == list(range(596, 296, -1))
+    assert offered(offers, -1) == [*range(296, -1, -1), *range(599, 296, -1)]
 
 
 def test_nothing_is_offered_for_what_is_read_later(planner: Planner) -> None:
-    """The rest is there for what is read sooner."""
+    """What is read sooner may ask for the rest."""
     offers = Offers(planner)
     assert offered(offers, 597) == [599, 598]
-    assert offered(offers, 598) == []
-    assert offered(offers, 595) == [597, 596]
+    assert offered(offers, 599) == []
+    assert offered(offers, 595, 2) == [599, 598]
+    assert offered(offers, 595, 2) == [597, 596]
+
+
+def test_another_turn_begins_anew(planner: Planner) -> None:
+    """A reader has moved: the next use of what was offered may be another one."""
+    offers = Offers(planner)
+    assert offered(offers, -1, 3) == [599, 598, 597]
+    planner.moved(JOB, 0, 0, 0, 1)
+    assert sorted(offered(offers, -1, 4)) == [0, 1, 2, 3]  # what has been read is not read again
+    assert offered(offers, -1, 1) == [599]
 
 
 def test_what_has_gone_meanwhile_is_passed_over(planner: Planner) -> None:
@@ -56,12 +66,3 @@ def test_what_has_gone_meanwhile_is_passed_over(planner: Planner) -> None:
     assert offered(offers, -1, 1)[0] == 599
     planner.gone(0, 590, 598, 0)
     assert 597 not in offered(offers, -1)
-
-
-def test_a_reader_that_moves_begins_another_turn(planner: Planner) -> None:
-    """So do orders that come and go."""
-    before = planner.turn
-    planner.moved(JOB, 0, 0, 0, 1)
-    moved = planner.turn
-    planner.drop_epoch(JOB, 0)
-    assert before < moved < planner.turn

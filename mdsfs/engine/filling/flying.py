@@ -274,10 +274,18 @@ class Flying:
     async def _scrub(self, flight: Flight) -> None:
         dataset, file = flight.dataset, flight.file
         if dataset.working(file).refused:
-            # Withdrawn blocks may still be copied from by those who were told that they hold them.
-            await self.cache.wait_unheld(dataset.cells(file, flight.first, flight.count))
+            await self._wait_unheld(flight)
         await self.cache.scrub(dataset, file, flight.first, flight.count, flight.reserved)
         flight.reserved = 0
+
+    async def _wait_unheld(self, flight: Flight) -> None:
+        """Withdrawn blocks may still be copied from by those who were told that they hold them."""
+        try:
+            await self.cache.wait_unheld(flight.dataset.cells(flight.file, flight.first, flight.count))
+        except trio.Cancelled:
+            # The engine ends: what is left in the file is the next one's to find, as after a kill.
+            flight.dataset.folder.begin_fill(flight.file)
+            raise
 
     async def withdraw(self, dataset: Dataset, file: int) -> Flight:
         """What is resident of a file goes as soon as those who hold it let go; nobody is told of it from now on."""
@@ -292,7 +300,7 @@ class Flying:
         """The end of a file that was withdrawn."""
         dataset, file = flight.dataset, flight.file
         try:
-            await self.cache.wait_unheld(dataset.cells(file, flight.first, flight.count))
+            await self._wait_unheld(flight)
             await self.cache.scrub(dataset, file, flight.first, flight.count, flight.reserved)
         finally:
             work = dataset.working(file)

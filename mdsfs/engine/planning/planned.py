@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ParamSpec
 import numpy as np
 
 from mdsfs.plan.calendar import UNKNOWN
-from mdsfs.plan.offers import Offers, key
+from mdsfs.plan.offers import Offers
 from mdsfs.plan.state import HERE
 from streaming.engine.residency import BLOCK
 
@@ -214,7 +214,7 @@ class PlannedPolicy:
 
     def _planned_victims(self, incoming: Incoming) -> Iterator[Victim]:
         tries = MOST_TRIED if incoming.distance >= 0 else UNKNOWN
-        for unit in self._offered(incoming.distance):
+        for unit in self._offers.units(incoming.distance):
             planned = self.datasets[unit.dataset]
             if unit.sample is None:
                 yield from self._chunks_of(planned, unit)
@@ -226,21 +226,6 @@ class PlannedPolicy:
         for victim in self._left_over.victims(incoming):
             if self._soonest(victim) > incoming.distance:
                 yield victim
-
-    def _offered(self, distance: int) -> Iterator[Unit]:
-        """The planner's units, each once: first what was not offered since next uses have changed, then all of them."""
-        if self._offers.turn != self.planner.turn:
-            self._offers = Offers(self.planner)
-        offered: set[tuple[int, int]] = set()
-        while True:
-            was_fresh = self._offers.is_fresh
-            for unit in self._offers.units(distance):
-                if key(unit) not in offered:
-                    offered.add(key(unit))
-                    yield unit
-            self._offers = Offers(self.planner)
-            if was_fresh:
-                return
 
     def _chunks_of(self, planned: PlannedDataset, unit: Unit) -> Iterator[Victim]:
         """A shard from its end on, as much of it as is needed."""

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 # Bytes on their way at once, whatever the link seems to be like, and of a small cache only a part.
 LEAST_IN_FLIGHT = 4 << 20
 MOST_IN_FLIGHT = 256 << 20
-SHARE = 3
+SHARE = 8
 # ... of which so large a part may be missing before more is asked for.
 REFILL = 4
 # Each decision looks at every job's next uses: more jobs than any host has would make all of them slow.
