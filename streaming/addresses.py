@@ -98,7 +98,7 @@ class Addresses:
 
         `opened(number)`: a shard's file, and its count and offsets (u32).
         """
-        numbers, indices = self._tables.shard_of_sample(ids)
+        numbers = self._tables.find_shards(ids)
         maps = self._maps
         bases = self._bases[numbers]
         if self._offsets is not None and bases.all():
@@ -106,6 +106,7 @@ class Addresses:
             starts, stops = self._offsets[rows] + bases, self._offsets[rows + 1] + bases
             return Located(starts, stops, [maps, self._maps])
         found = Located(np.empty(len(ids), np.int64), np.empty(len(ids), np.int64))
+        indices = ids - self._tables.first_sample[numbers]
         order = np.argsort(numbers, kind="stable")
         distinct, firsts = np.unique(numbers[order], return_index=True)
         for number, places in zip(distinct.tolist(), np.split(order, firsts[1:]), strict=True):

@@ -7,9 +7,8 @@ changed, the batch is read once more from private copies of its samples.
 
 from __future__ import annotations
 
+import _thread
 import os
-import threading
-from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,8 +33,11 @@ __all__ = ["load_batch"]
 
 # Values up to here are copied faster by numpy's indexing than one by one.
 SMALL = 8 << 10
-# Columns from this many bytes on are copied by two threads: a thread costs 0.16 ms, as much as copying 2 MiB.
-SHARED = 8 << 20
+# Columns from this many bytes on are copied by two threads: below, starting the other one costs more than it saves.
+SHARED = 4 << 20
+# From here on numpy asks for huge pages, into which a quarter more is copied a second than into small ones. Memory
+# that is asked for and not touched costs nothing, so that is what batches of a megabyte ask for.
+HUGE = 4 << 20
 
 
 def load_batch(
@@ -67,35 +69,38 @@ def load_batch(
         DatasetError: shards that are not MDS.
     """
     wanted = np.asarray(ids, np.int64).reshape(-1)
-    if len(wanted) and not (wanted.min() >= 0 and wanted.max() < mix.num_samples):
-        raise IndexError(f"sample ids: expected 0 to {mix.num_samples - 1}, got {wanted.min()} to {wanted.max()}")
-    schema = mix.schema_of(int(wanted[0])) if len(wanted) else mix.schema()
-    names = list(columns or schema.column_names)
-    for name in names:
-        _number(schema, name)
     if views:
-        fixed = [name for name in names if _shape(schema.column_encodings[_number(schema, name)]) is not None]
-        found = _load(mix, wanted, fixed, out) if fixed else {}
-        found |= collect_views(mix.read_stored, wanted.tolist(), [name for name in names if name not in found])
-        return {name: found[name] for name in names}
+        return _load_views(mix, wanted, columns, out)
     most = max(most_open() // 2, 1)
-    if len(wanted) > most:  # may touch more shards than can be open at once
-        parts = [_load(mix, wanted[at : at + most], names, None) for at in range(0, len(wanted), most)]
-        return {name: _joined([part[name] for part in parts]) for name in names}
-    return _load(mix, wanted, names, out)
+    if len(wanted) <= most:
+        return _load(mix, wanted, columns, out)
+    parts = []  # it may touch more shards than can be open at once
+    for at in range(0, len(wanted), most):
+        parts.append(_load(mix, wanted[at : at + most], columns, None))
+        columns = list(parts[0])
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
 
-def _load(mix: Mix, ids: Ints, names: list[str], out: dict[str, Any] | None) -> dict[str, Any]:
+def _load_views(mix: Mix, ids: Ints, columns: Sequence[str] | None, out: dict[str, Any] | None) -> dict[str, Any]:
+    schema = mix.schema_of(int(ids[0])) if len(ids) else mix.schema()
+    names = columns or schema.column_names
+    fixed = [name for name in names if _shape(schema.column_encodings[_number(schema, name)]) is not None]
+    found = _load(mix, ids, fixed, out) if fixed else {}
+    found |= collect_views(mix.read_stored, ids.tolist(), [name for name in names if name not in found])
+    return {name: found[name] for name in names}
+
+
+def _load(mix: Mix, ids: Ints, columns: Sequence[str] | None, out: dict[str, Any] | None) -> dict[str, Any]:
     try:
         groups = [_Group(*each) for each in mix.locate(ids)]
-        found = _columns(mix, groups, names, len(ids), out)
+        found = _columns(mix, groups, columns, len(ids), out)
         if all(group.located.is_right() for group in groups):
             return found
     except ShardFormatError:
         # bytes that were taken away while we looked at them make no sense; if they stay wrong, that is the error
         pass
     groups = [_Group(*each) for each in mix.locate(ids, copied=True)]
-    return _columns(mix, groups, names, len(ids), out)
+    return _columns(mix, groups, columns, len(ids), out)
 
 
 class _Group:
@@ -106,30 +111,32 @@ class _Group:
             raise DatasetError(f"load_batch reads MDS shards, not {schema.format}: index the dataset instead")
         self.schema, self.places = schema, places
         self.located = located
-        sizes = schema.column_sizes or ()
-        self._head = 4 * sum(size is None for size in sizes)
+        self._sizes = sizes = schema.column_sizes or ()
+        varying = sizes.count(None)
+        self._head = head = 4 * varying
         starts, whole = located.starts, located.stops - located.starts
-        if (whole < self._head).any():
+        if whole.min() < head:
             raise ShardFormatError("a sample is shorter than the sizes of its columns: the shard is corrupt")
-        words = memory(f"|V{self._head}")[starts - FIRST].view("<u4") if self._head else np.empty(0, "<u4")
-        self._words = words.reshape(len(starts), -1).astype(np.int64)
-        if not np.array_equal(self._before(len(sizes)), whole):
+        words = memory(f"|V{head}")[starts - FIRST].view("<u4") if head else np.empty(0, "<u4")
+        # of each column of varying size, the bytes of it and those in front of it
+        self._ends = np.cumsum(words.reshape(len(starts), varying).T, axis=0, dtype=np.int64)
+        if (self._before(len(sizes)) != whole).any():
             raise ShardFormatError("a sample's columns have other sizes than the sample: the shard is corrupt")
 
     def _before(self, number: int) -> Any:
         """Bytes of a sample in front of this column; int64 (n,), or an int where all have the same."""
-        sizes = (self.schema.column_sizes or ())[:number]
-        fixed = self._head + sum(size or 0 for size in sizes)
-        varying = sizes.count(None)
-        return fixed + self._words[:, :varying].sum(axis=1)
+        sizes = self._sizes[:number]
+        fixed, varying = self._head + sum(size or 0 for size in sizes), sizes.count(None)
+        return self._ends[varying - 1] + fixed if varying else fixed
 
     def lengths(self, name: str) -> Ints:
         """Bytes of each value."""
         number = _number(self.schema, name)
-        sizes = self.schema.column_sizes or ()
-        if (size := sizes[number]) is not None:
-            return np.full(len(self._words), size, np.int64)
-        return self._words[:, sizes[:number].count(None)]
+        if (size := self._sizes[number]) is not None:
+            return np.full(len(self.located.starts), size, np.int64)
+        at = self._sizes[:number].count(None)
+        lengths: Ints = self._ends[at] - self._ends[at - 1] if at else self._ends[0]
+        return lengths
 
     def begins(self, name: str) -> Ints:
         """Address of each value."""
@@ -145,9 +152,11 @@ def _number(schema: Schema, name: str) -> int:
 
 
 def _columns(
-    mix: Mix, groups: list[_Group], names: list[str], count: int, out: dict[str, Any] | None
+    mix: Mix, groups: list[_Group], columns: Sequence[str] | None, count: int, out: dict[str, Any] | None
 ) -> dict[str, Any]:
-    schema = groups[0].schema if groups else mix.schema()
+    # columns are those of the first sample's shard, as it has them
+    schema = min(groups, key=lambda group: int(group.places[0])).schema if groups else mix.schema()
+    names = columns or schema.column_names
     return {name: _column(schema, name, groups, count, (out or {}).get(name)) for name in names}
 
 
@@ -166,7 +175,7 @@ def _column(schema: Schema, name: str, groups: list[_Group], count: int, old: An
         offsets = np.zeros(count + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         values = _memory(int(offsets[-1]), old)
-        _copy(begins, begins + lengths, offsets.tolist(), values)
+        _copy(begins, begins + lengths, offsets[1:].tolist(), values)
     shape = _shape(schema.column_encodings[_number(schema, name)])
     if shape is None:
         return values, offsets
@@ -183,35 +192,52 @@ def _rows(begins: Ints, size: int, old: Any) -> NDArray[np.uint8]:
     return values
 
 
-def _copy(begins: Ints, ends: Ints, offsets: list[int], values: NDArray[np.uint8]) -> None:
-    """Each value to its place."""
-    sources, targets = list(zip((begins - FIRST).tolist(), (ends - FIRST).tolist(), strict=True)), offsets[1:]
+def _copy(begins: Ints, ends: Ints, stops: list[int], values: NDArray[np.uint8]) -> None:
+    """Each value to its place, which ends at `stops`."""
+    pieces = zip((begins - FIRST).tolist(), (ends - FIRST).tolist(), stops, strict=True)
     if len(values) < SHARED or len(os.sched_getaffinity(0)) < 2:
-        _copy_slices(sources, targets, 0, values)
-        return
-    half = bisect_right(offsets, len(values) // 2) - 1
-    other = threading.Thread(target=_copy_arrays, args=(sources[half:], targets[half:], offsets[half], values))
-    other.start()
+        # slices of memoryviews are the fastest copies that Python has
+        into, source = memoryview(values), memoryview(memory("|u1"))  # type: ignore[arg-type]  # arrays are buffers
+        start = 0
+        for begin, end, stop in pieces:
+            into[start:stop] = source[begin:end]
+            start = stop
+    else:
+        _copy_by_two(list(pieces), values)
+
+
+def _copy_by_two(pieces: list[tuple[int, int, int]], values: NDArray[np.uint8]) -> None:
+    """Each takes the next piece until none is left, so that a thread that gets no core holds nobody up.
+
+    Started without `threading.Thread`, which waits until the thread runs: that takes as long as copying 2 MiB.
+    """
+    source, left = memory("|u1"), iter(pieces)
+    wrong: list[BaseException] = []
+
+    def copy() -> None:
+        for begin, end, stop in left:
+            values[stop - (end - begin) : stop] = source[begin:end]  # slices of arrays let other threads run meanwhile
+
+    def help_out() -> None:
+        try:
+            copy()
+        except BaseException as error:
+            wrong.append(error)
+        finally:
+            done.release()
+
+    done = _thread.allocate_lock()
+    done.acquire()
     try:
-        _copy_arrays(sources[:half], targets[:half], 0, values)
+        _thread.start_new_thread(help_out, ())
+    except RuntimeError:  # no more threads
+        done.release()
+    try:
+        copy()
     finally:
-        other.join()
-
-
-def _copy_slices(sources: list[tuple[int, int]], targets: list[int], start: int, values: NDArray[np.uint8]) -> None:
-    """Slices of memoryviews are the fastest copies that Python has."""
-    into, source = memoryview(values), memoryview(memory("|u1"))  # type: ignore[arg-type]  # numpy's arrays are buffers
-    for (begin, end), stop in zip(sources, targets, strict=True):
-        into[start:stop] = source[begin:end]
-        start = stop
-
-
-def _copy_arrays(sources: list[tuple[int, int]], targets: list[int], start: int, values: NDArray[np.uint8]) -> None:
-    """Slices of arrays, which let other threads run meanwhile."""
-    source = memory("|u1")
-    for (begin, end), stop in zip(sources, targets, strict=True):
-        values[start:stop] = source[begin:end]
-        start = stop
+        done.acquire()
+    if wrong:
+        raise wrong[0]
 
 
 def _memory(size: int, old: Any) -> NDArray[np.uint8]:
@@ -220,7 +246,8 @@ def _memory(size: int, old: Any) -> NDArray[np.uint8]:
     while base is not None and base.base is not None:
         base = base.base
     if not isinstance(base, np.ndarray) or base.nbytes < size:
-        base = np.empty(size + size // 8, np.uint8)  # the next batch may be somewhat larger
+        most = size + size // 8  # the next batch may be somewhat larger
+        base = np.empty(max(most, HUGE) if most > HUGE // 4 else most, np.uint8)
     found: NDArray[np.uint8] = base.view(np.uint8)[:size]
     return found
 

@@ -146,6 +146,8 @@ class Mix:
         if len(self._parts) == 1 and len(ids):
             yield self._parts[0], np.arange(len(ids)), ids
             return
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self.num_samples):
+            raise IndexError(f"sample ids: expected 0 to {self.num_samples - 1}, got {ids.min()} to {ids.max()}")
         streams = np.searchsorted(self.sample_offset_per_stream, ids, side="right") - 1
         for stream in np.unique(streams).tolist():
             places = np.flatnonzero(streams == stream)
@@ -155,7 +157,7 @@ class Mix:
         """Have the shards of these samples fetched, in the order in which they come up."""
         for part, _, own in self.split(ids):
             if part.folder.fetches and len(own):
-                shards, _ = part.tables.shard_of_sample(own)
+                shards = part.tables.find_shards(own)
                 found, at = np.unique(shards, return_index=True)
                 part.prefetch(found[np.argsort(at)].tolist())
 

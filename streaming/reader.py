@@ -283,7 +283,7 @@ class Shards:
         if len(self.tables.schemas) == 1:
             yield self._decoder(0)[0], slice(None)
             return
-        numbers = self.tables.shards["schema"][self.tables.shard_of_sample(ids)[0]]
+        numbers = self.tables.shards["schema"][self.tables.find_shards(ids)]
         for number in np.unique(numbers).tolist():
             yield self._decoder(number)[0], np.flatnonzero(numbers == number)
 

@@ -143,11 +143,15 @@ class DatasetTables:
     def shard_of_sample(self, ids: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(shard, index within the shard) of each sample id. Raises IndexError for an id that is not there."""
         ids = np.asarray(ids, dtype=np.int64)
-        if ids.size and (ids.min() < 0 or ids.max() >= self.samples):
+        shard = self.find_shards(ids)
+        return shard, ids - self.first_sample[shard]
+
+    def find_shards(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The shard of each sample id. Raises IndexError for an id that is not there."""
+        if ids.size and ids.view(np.uint64).max() >= self.samples:  # negative ones are huge without their sign
             raise IndexError(f"sample ids: expected 0 to {self.samples - 1}, got {ids.min()} to {ids.max()}")
         # 'right' passes over shards without samples, which share their first sample with their successor
-        shard = np.searchsorted(self.first_sample, ids, side="right") - 1
-        return shard.astype(np.int64), ids - self.first_sample[shard]
+        return self.first_sample.searchsorted(ids, side="right") - 1
 
     def _text(self, at: int, length: int) -> str:
         return str(self.blob[at : at + length], "utf-8")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from streaming import MDSWriter, Stream, StreamingDataset, gather
+from streaming.addresses import address_of
 from streaming.reader import most_open
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def test_many_shards(tmp_path: Path, compression: str | None) -> None:
 
 
 def test_two_threads_copy_large_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each its half, whatever the values' sizes; also where one value is more than half."""
+    """Each value once, whatever their sizes."""
     monkeypatch.setattr(gather, "SHARED", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     dataset = StreamingDataset(local=write(tmp_path / "a", 100))
@@ -73,6 +74,27 @@ def test_two_threads_copy_large_columns(tmp_path: Path, monkeypatch: pytest.Monk
         check(dataset, rng.integers(0, 100, size).tolist())
     check(dataset, [0, 99])
     check(dataset, [99, 0])
+
+
+def test_what_fails_in_either_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is whole, or it is an error."""
+    monkeypatch.setattr(gather, "SHARED", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    source = np.zeros(20, np.uint8)
+    begins = address_of(source) + np.arange(0, 20, 5)
+    with pytest.raises(ValueError, match="broadcast"):
+        gather._copy(begins, begins + 5, [5, 10, 15, 20], np.zeros(12, np.uint8))
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("wrong", [-1, 60])
+def test_ids_out_of_range(tmp_path: Path, streams: int, wrong: int, *, views: bool) -> None:
+    """They are told with the range, of all streams."""
+    share = 60 // streams
+    parts = [Stream(local=write(tmp_path / str(at), share, first=at)) for at in range(0, 60, share)]
+    with pytest.raises(IndexError, match=f"expected 0 to 59, got {min(wrong, 3)} to {max(wrong, 3)}"):
+        StreamingDataset(streams=parts).load_batch([3, wrong], views=views)
 
 
 def test_streams_of_other_columns_in_another_order(tmp_path: Path) -> None:
