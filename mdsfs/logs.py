@@ -52,6 +52,14 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(found, default=str)
 
 
+class _Rotating(logging.handlers.RotatingFileHandler):
+    """Looks at the file's size alone; the standard one formats each line twice and asks what kind of file it is."""
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        """Whether the file is full; it is longer than it should by one line at most."""
+        return self.stream is not None and os.fstat(self.stream.fileno()).st_size >= self.maxBytes
+
+
 class JournalFormatter(logging.Formatter):
     """Text with the priority in front of each line; time and process are the journal's own."""
 
@@ -69,7 +77,7 @@ def start(level: str, *, form: str | None = None, file: Path | None = None, sysl
     handler: logging.Handler
     if file is not None:
         form = "json" if form == "json" else "text"  # priorities are for the journal alone
-        handler = logging.handlers.RotatingFileHandler(file, maxBytes=LOG_SIZE, backupCount=LOG_FILES)
+        handler = _Rotating(file, maxBytes=LOG_SIZE, backupCount=LOG_FILES)
     elif syslog and os.path.exists(SYSLOG):
         form = "json" if form == "json" else "text"
         handler = logging.handlers.SysLogHandler(SYSLOG)

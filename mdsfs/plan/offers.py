@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Offers"]
 
 # The planner is asked for so many units at least.
-LISTED = 256
+LISTED = 64
 
 _Key = tuple[int, int]
 """Of a unit: its dataset, and a sample's number or a shard's as a negative one."""

@@ -45,7 +45,7 @@ NEAR_PART = 0.02
 DRIFT_SHARE = 4
 # Buckets of the calendars per epoch. To look at a few hundred entries costs no more than to look at one: where a bucket
 # would span less, there are fewer of them.
-BUCKETS, LEAST_BUCKETS = 2048, 64
+BUCKETS, LEAST_BUCKETS = 2048, 16
 WIDE_ENOUGH = 512
 # A stretch of an order within which neighbours are fetched together brings so much of the capacity at most.
 LOT_SHARE = 64

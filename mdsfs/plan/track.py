@@ -200,8 +200,11 @@ class Track:
     def is_open(self, number: int, at: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether positions of an epoch are still to be read."""
         epoch, done = self.epochs[number].epoch, self._done[number]
+        due = at >= self.front - self.bases[number]
+        if done.size == 1:  # the front is where the only reader is
+            return due
         ranks, workers, batches = epoch.reader_of(at // epoch.size)
-        return (batches >= done[ranks, workers]) & (at >= self.front - self.bases[number])
+        return (batches >= done[ranks, workers]) & due
 
     def next_of_samples(self, dataset: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Key of each sample's next use; `UNKNOWN` where the known epochs have none."""

@@ -159,8 +159,9 @@ def test_in_half_the_room_the_log_explains_every_byte_fetched_again(
         reader.close()
     engine.settled()
     again = [0] * 8
-    for file, first, last in re.findall(r" refetch dataset=\d+ file=(\d+) range=(\d+)-(\d+)", engine.log.read_text()):
-        again[int(file)] += int(last) - int(first)
+    for ranges in re.findall(r" refetch dataset=\d+ ranges=(\S+)", engine.log.read_text()):
+        for file, first, last in re.findall(r"(\d+):(\d+)-(\d+)", ranges):
+            again[int(file)] += int(last) - int(first)
     sent = proxy.bytes_by_key()
     for file, name in enumerate(data.stored):
         assert 2 * MIB <= sent[f"half/{name}"] <= 2 * MIB + again[file]

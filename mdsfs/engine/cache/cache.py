@@ -20,7 +20,7 @@ from streaming.engine.residency import BLOCK
 from .ledger import Ledger, chunk_blocks
 from .pins import Pins
 from .policy import ANYTHING, LeastRecentlyUsed
-from .victims import Victim, merged, punch_all
+from .victims import Victim, merged, punch_all, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -257,6 +257,7 @@ class Cache:
                 gone = await trio.to_thread.run_sync(punch_all, victims)
             for victim, done in zip(victims, gone, strict=True):
                 self._end(victim, gone=done)
+            tell([victim for victim, done in zip(victims, gone, strict=True) if done])
         finally:
             self._evicting -= 1
             self._evicted.unpark_all()
@@ -300,15 +301,6 @@ class Cache:
         dataset.rest(file)
 
     def _remember(self, victim: Victim) -> None:
-        first, (last, count) = victim.runs[0][0], victim.runs[-1]
-        log.info(
-            "evicted dataset=%d file=%d range=%d-%d bytes=%d",
-            victim.dataset.number,
-            victim.file,
-            first * BLOCK,
-            (last + count) * BLOCK,
-            victim.blocks * BLOCK,
-        )
         self._gone.update(dict.fromkeys(victim.chunks))
         while len(self._gone) > REMEMBERED:
             del self._gone[next(iter(self._gone))]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
 
-__all__ = ["Victim", "merged", "punch_all"]
+__all__ = ["Victim", "merged", "punch_all", "tell"]
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,16 @@ def _joined(victims: list[Victim]) -> Victim:
 def punch_all(victims: list[Victim]) -> list[bool]:
     """Per victim: whether its blocks are gone. In a thread."""
     return [_punch(victim) for victim in victims]
+
+
+def tell(victims: list[Victim]) -> None:
+    """Say in the log that these have gone: a line a dataset, with file:first-last (bytes) of each run."""
+    runs: dict[int, list[tuple[int, int, int]]] = {}
+    for each in victims:
+        runs.setdefault(each.dataset.number, []).extend((each.file, *run) for run in each.runs)
+    for number, found in runs.items():
+        ranges = ",".join(f"{file}:{first * BLOCK}-{(first + count) * BLOCK}" for file, first, count in found)
+        log.info("evicted dataset=%d bytes=%d ranges=%s", number, BLOCK * sum(run[2] for run in found), ranges)
 
 
 def _punch(victim: Victim) -> bool:

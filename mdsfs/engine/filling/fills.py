@@ -100,6 +100,7 @@ class Fills:
         self._nursery = nursery
         self._grouped = Grouped(self.flying, nursery)
         self._ready: list[Flight] = []
+        self._again: list[Flight] = []
         self._part = max(part_size // BLOCK, 1)
 
     def __repr__(self) -> str:
@@ -247,7 +248,7 @@ class Fills:
         # What is resident between must not be taken away, or it would be written again without a claim.
         flight.hold = self.cache.hold(dataset, file, *run)
         if self.cache.was_evicted(dataset, file, *run):
-            log.info("refetch dataset=%d file=%d range=%d-%d", dataset.number, file, flight.start, flight.stop)
+            self._again.append(flight)
         self.flying.count(flight)
         if not self._ready:
             self._nursery.start_soon(self._depart, name="departure")
@@ -258,5 +259,10 @@ class Fills:
         """Start what has been launched in this turn of the loop, small flights together."""
         await trio.lowlevel.cancel_shielded_checkpoint()  # a want's files are looked at beside each other
         ready, self._ready = self._ready, []
+        again, self._again = self._again, []
+        for number in {flight.dataset.number for flight in again} if log.isEnabledFor(logging.INFO) else ():
+            own = [flight for flight in again if flight.dataset.number == number]
+            ranges = ",".join(f"{flight.file}:{flight.start}-{flight.stop}" for flight in own)
+            log.info("refetch dataset=%d ranges=%s", number, ranges)
         for demand in (True, False):
             self._grouped.depart([flight for flight in ready if flight.demand == demand])

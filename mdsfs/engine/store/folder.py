@@ -163,15 +163,21 @@ class DatasetFolder:
 
     def file_path(self, n: int) -> Path:
         """Where the file is now."""
-        final = self.layout.final(self.tables.name(n)) if self.state.get(n).published else None
-        return final or self.layout.partial(n)
+        return self._final_path(n) or self.layout.partial(n)
+
+    def _final_path(self, n: int) -> Path | None:
+        """Where other programs find it; None while they don't."""
+        if not self.is_published or not self.state.get(n).published:
+            return None
+        return self.layout.final(self.tables.name(n))
 
     def open_file(self, n: int) -> int:
         """A new read-write descriptor of the cache file, made sparse at its full size where it is missing."""
         size = int(self.tables.files["size"][n])
-        path = self.file_path(n)
+        final = self._final_path(n)
+        path = final or self.layout.partial(n)
         # One that somebody removed from its published name is an error, not a file of zeros under that name.
-        create = os.O_CREAT if path == self.layout.partial(n) else 0
+        create = 0 if final else os.O_CREAT
         with disk.writing(path):
             fd = os.open(path, os.O_RDWR | create | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -264,9 +270,7 @@ class DatasetFolder:
                 os.close(fd)
 
     def _may_change(self, n: int, fd: int) -> bool:
-        if not self.state.get(n).published:
-            return True
-        return self._honest and disk.nobody_else_has_it_open(fd)
+        return self._final_path(n) is None or (self._honest and disk.nobody_else_has_it_open(fd))
 
     def punch(self, n: int, offset: int, length: int) -> bool:
         """Give back the blocks of a range (whole blocks, or to the end); False, and nothing done, when it is pinned."""

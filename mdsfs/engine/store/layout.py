@@ -47,7 +47,7 @@ class InternalLayout:
 
     def partial(self, n: int) -> Path:
         """The sparse file of file `n`."""
-        return self.folder / "files" / str(n)
+        return self.folder / f"files/{n}"
 
     def final(self, name: str) -> Path | None:
         """Complete files stay where they are."""
@@ -72,7 +72,7 @@ class PublishedLayout:
 
     def partial(self, n: int) -> Path:
         """The sparse file of file `n`."""
-        return self.folder / "files" / str(n)
+        return self.folder / f"files/{n}"
 
     def final(self, name: str) -> Path | None:
         """The shard's own name below the published folder; names were checked when the index was parsed."""
