@@ -157,7 +157,11 @@ def test_in_half_the_room_the_log_explains_every_byte_fetched_again(
     read_all_at_once(readers)
     for reader in readers:
         reader.close()
-    engine.settled()
+    evicted = engine.settled()["evictions"]["bytes"]
+    told = re.findall(r" evicted dataset=\d+ bytes=(\d+) ranges=(\S+)", engine.log.read_text())
+    assert sum(int(size) for size, _ in told) == evicted
+    runs = [re.findall(r"\d+:(\d+)-(\d+)", ranges) for _, ranges in told]
+    assert sum(int(last) - int(first) for each in runs for first, last in each) == evicted
     again = [0] * 8
     for ranges in re.findall(r" refetch dataset=\d+ ranges=(\S+)", engine.log.read_text()):
         for file, first, last in re.findall(r"(\d+):(\d+)-(\d+)", ranges):

@@ -18,6 +18,7 @@ from tests.mount.host import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     Start = Callable[..., Engine]
 
@@ -63,6 +64,23 @@ def test_an_engine_and_its_children_log_json(start: Start) -> None:
     engine.stop()
     lines = [json.loads(line) for line in engine.log.read_text().splitlines()]
     assert [line["level"] for line in lines if line.get("event") == "fetcher-died"] == ["warning"]
+
+
+def test_a_full_log_file_is_put_aside(tmp_path: Path) -> None:
+    """A few of them are kept, each as long as it may be, and every line is in one of them."""
+    program = (
+        "import sys, logging; from pathlib import Path; from mdsfs import logs;"
+        "logs.LOG_SIZE = 1000; logs.LOG_FILES = 3; logs.start('info', file=Path(sys.argv[1]));"
+        "[logging.getLogger('x').info('line %03d', number) for number in range(200)]"
+    )
+    file = tmp_path / "engine.log"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program, str(file)], env=environment, check=True)
+    files = sorted(tmp_path.glob("engine.log*"), key=lambda path: path.name, reverse=True)
+    assert [path.name for path in files] == ["engine.log.3", "engine.log.2", "engine.log.1", "engine.log"]
+    assert all(1000 <= path.stat().st_size < 1100 for path in files[:-1])
+    lines = "".join(path.read_text() for path in files).splitlines()
+    assert [line[-8:] for line in lines] == [f"line {number:03}" for number in range(200 - len(lines), 200)]
 
 
 def test_the_journal_is_recognised() -> None:
