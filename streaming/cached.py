@@ -241,15 +241,20 @@ class EngineFolder:
         """Whether all of a file is in the cache."""
         return self._session.residency.is_resident(file, 0, int(self._sizes[file]))
 
-    def bring(self, ranges: Sequence[Range]) -> bool:
-        """Have these ranges fetched by one request, and wait for them; False where that is not possible, or failed."""
+    def bring(self, ranges: Sequence[Range], *, samples: bool = False) -> bool:
+        """Have these ranges fetched by one request, and wait for them; False where that is not possible, or failed.
+
+        `samples`: each range is one sample, exactly.
+        """
         session = self._session
-        absent = [each for each in dict.fromkeys(ranges) if not session.residency.is_resident(*each)]
+        is_here = session.residency.has_sample if samples else session.residency.is_resident
+        absent = [each for each in dict.fromkeys(ranges) if not is_here(*each)]
         if session.client.closed or len(absent) > RANGES or sum(length for _, _, length in absent) > self.window:
             return False
         try:
             if absent:
-                with session.client.held(session.dataset, absent, timeout=self._timeout) as wanted:
+                timeout = self._timeout
+                with session.client.held(session.dataset, absent, samples=samples, timeout=timeout) as wanted:
                     return not wanted.direct
         except StreamingError:
             return False  # whoever reads them hears why
@@ -314,6 +319,7 @@ class _EngineFile:
         self._folder, self._file = folder, file
         self._reads = 0
         self._last = self._asked = 0  # where the last read ended, and up to where the reader has told of itself
+        self._in_row = False
         self._connect(folder.deadline())
 
     def _connect(self, deadline: float) -> None:
@@ -368,28 +374,30 @@ class _EngineFile:
         self.raw, self.guard = self._unpinned
 
     def head(self, stop: int) -> memoryview:
-        return memoryview(self._get(0, stop))
+        return memoryview(self._get(0, stop, sample=False))
 
     def decode(self, decoder: Decoder, start: int, stop: int) -> dict[str, Any]:
         if self.guard is None:
             return decoder(memoryview(self.raw), start, stop)
-        return decoder(self._get(start, stop), 0, stop - start)
+        return decoder(self._get(start, stop, sample=True), 0, stop - start)
 
-    def _get(self, start: int, stop: int) -> bytes:
-        """A copy of these bytes, fetched if need be."""
+    def _get(self, start: int, stop: int, *, sample: bool) -> bytes:
+        """A copy of these bytes, fetched if need be; `sample`: they are one sample, exactly."""
         if self.guard is None:
             stable: bytes = self.raw[start:stop]
             return stable
-        if start == self._last and start >= self._asked:
+        # whoever happens to read two samples in a row reads no row of them: each read must follow the one before
+        self._in_row = start == self._last
+        if self._in_row and start >= self._asked:
             self._go_on(start)
         self._last = stop
-        found = self._copy(start, stop)
+        found = self._copy(start, stop, sample=sample)
         if found is not None:
             return found
         file, at, spare = self._folder.spare
         if file == self._file and at <= start and stop <= at + len(spare):
             return spare[start - at : stop - at]
-        return self._wait(start, stop)
+        return self._wait(start, stop, sample=sample)
 
     def _go_on(self, start: int) -> None:
         """A sequential reader is here."""
@@ -398,7 +406,7 @@ class _EngineFile:
             folder.tell(self._file, start)
         self._asked = start + max(folder.stride // 2, 1)
 
-    def _copy(self, start: int, stop: int) -> bytes | None:
+    def _copy(self, start: int, stop: int, *, sample: bool) -> bytes | None:
         """A copy of these bytes if they are resident."""
         guard, file = self.guard, self._file
         if guard is None:  # came with a session in which the source's own file is read
@@ -408,17 +416,17 @@ class _EngineFile:
         if generation != guard.whole[0]:
             known = self._known
             is_known = known[0] == generation and known[1] <= start and stop <= known[2]
-            if not is_known and (generation & 1 or not self._look(guard, generation, start, stop)):
+            if not is_known and (generation & 1 or not self._look(guard, generation, start, stop, sample)):
                 return None
             if len(touched := self._folder.touched) < TOUCHED:
                 touched[file, start // TOUCH] = (file, start)
         data: bytes = self.raw[start:stop]
         return data if guard.generations[file] == generation else None
 
-    def _look(self, guard: _Guard, generation: int, start: int, stop: int) -> bool:
+    def _look(self, guard: _Guard, generation: int, start: int, stop: int, sample: bool) -> bool:
         """Whether these bytes are resident; what a sequential reader comes to next is looked at with them."""
         residency, file = self._session.residency, self._file
-        if not residency.is_resident(file, start, stop - start):
+        if not (residency.has_sample if sample else residency.is_resident)(file, start, stop - start):
             return False
         if residency.is_resident(file, 0, self.size):
             guard.whole[0] = generation
@@ -428,20 +436,20 @@ class _EngineFile:
         self._known = (generation, start, stop)
         return True
 
-    def _wait(self, start: int, stop: int) -> bytes:
+    def _wait(self, start: int, stop: int, *, sample: bool) -> bytes:
         deadline = self._folder.deadline()
         while True:
             try:
-                fetched = self._fetch(start, stop, deadline)
+                fetched = self._fetch(start, stop, deadline, sample=sample)
             except EngineUnavailableError:
                 self._connect(deadline)
                 continue
             if fetched is None:
-                fetched = self._copy(start, stop)
+                fetched = self._copy(start, stop, sample=sample)
             if fetched is not None:
                 return fetched
 
-    def _fetch(self, start: int, stop: int, deadline: float) -> bytes | None:
+    def _fetch(self, start: int, stop: int, deadline: float, *, sample: bool) -> bytes | None:
         """Have the engine bring these bytes; None if they came, but not for good."""
         session = self._folder.session(deadline)
         if session is not self._session:
@@ -452,14 +460,16 @@ class _EngineFile:
             raise ReadTimeoutError(f"{self.name}: bytes {start} to {stop} did not come in time")
         ahead = stop
         # a sequential reader: one request for many samples
-        if self._asked > start and time.monotonic() >= self._folder.quiet_until:
+        if self._in_row and self._asked > start and time.monotonic() >= self._folder.quiet_until:
             ahead = min(max(stop, start + self._folder.stride // 2), self.size)
         ranges = [(self._file, start, stop - start)]
         if ahead > stop:
             ranges.append((self._file, stop, ahead - stop))
+            sample = False
         touched = self._folder.touched
         self._folder.touched = {}
-        with session.client.held(session.dataset, ranges, timeout=left, touch=touched.values()) as wanted:
+        touch = touched.values()
+        with session.client.held(session.dataset, ranges, samples=sample, timeout=left, touch=touch) as wanted:
             if wanted.direct:
                 return self._assemble(wanted.direct, start, stop)
             # held: what is copied now can't be taken away
@@ -478,4 +488,4 @@ class _EngineFile:
             self._folder.spare = (self._file, stop, found[stop])
         if start in found:
             return found[start]
-        return self._copy(start, stop)
+        return self._copy(start, stop, sample=True)

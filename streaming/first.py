@@ -62,5 +62,6 @@ def _bring(part: Shards, folder: EngineFolder, own: NDArray[np.int64]) -> None:
                 (int(tables.shards["file"][shard]), int(offsets[0]), int(offsets[1] - offsets[0]))
                 for shard, place in zip(shards.tolist(), places.tolist(), strict=True)
                 if (offsets := folder.words(int(tables.shards["file"][shard]), 4 + 4 * place, 2)) is not None
-            ]
+            ],
+            samples=True,
         )

@@ -67,6 +67,8 @@ class Planner:
         """Whether the last call of `fetches` has left something to look at."""
         self.crowded = False
         """Whether it has left something for want of room."""
+        self.furthest = UNKNOWN
+        """How many samples are read before what would have gone first for it; `UNKNOWN` where nothing had to go."""
         self.turn = 0
         """Counts what changes next uses: readers that move, orders and datasets that come and go."""
 
@@ -302,7 +304,7 @@ class Planner:
                     return found
                 step = self._step(job, blocked, near=near)
                 for place, fetch in enumerate(step):
-                    if most <= 0 or (full := not room.admits(fetch)):
+                    if most <= 0 or (full := not self._admits(room, fetch)):
                         self.crowded |= most > 0 and full
                         blocked.add(job.name)
                         self._step_back(job, step[place:])
@@ -311,6 +313,12 @@ class Planner:
                     self._note(fetch)
                     found.append(fetch)
         return found
+
+    def _admits(self, room: _Room, fetch: Fetch) -> bool:
+        admitted = room.admits(fetch)
+        if fetch.kind != "head":
+            self.furthest = room.furthest
+        return admitted
 
     def _next_job(self, blocked: set[str], *, near: bool) -> PlannedJob | None:
         """The job whose cursor is least ahead of its readers."""
@@ -427,13 +435,17 @@ class Planner:
             return self.soonest_of_shard(unit.dataset, unit.shard)
         return self.soonest(unit.dataset, np.array([unit.sample], np.int64))
 
-    def soonest(self, number: int, samples: NDArray[np.int64]) -> int:
-        """How many samples the job that reads one of these first reads before it; `UNKNOWN` where none does."""
-        found = UNKNOWN
+    def distances(self, number: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many samples are read before each of these by the job that reads it first; `UNKNOWN` where none does."""
+        found = np.full(len(samples), UNKNOWN, np.int64)
         for job in self._readers(number):
-            key = int(job.track.next_of_samples(number, samples).min(initial=UNKNOWN))
-            found = min(found, key if key >= UNKNOWN else key - job.track.front)
+            keys = job.track.next_of_samples(number, samples)
+            np.minimum(found, np.where(keys < UNKNOWN, keys - job.track.front, UNKNOWN), out=found)
         return found
+
+    def soonest(self, number: int, samples: NDArray[np.int64]) -> int:
+        """The smallest of these."""
+        return int(self.distances(number, samples).min(initial=UNKNOWN))
 
     def soonest_of_shard(self, number: int, shard: int) -> int:
         """The same for anything in a shard."""
@@ -536,6 +548,11 @@ class _Room:
         self._planner, self._free = planner, free
         self._furthest: int | None = None
         self._allowance: float | None = None
+
+    @property
+    def furthest(self) -> int:
+        """How far away what would go first is read; `UNKNOWN` where nothing had to."""
+        return UNKNOWN if self._furthest is None else self._furthest
 
     def admits(self, fetch: Fetch) -> bool:
         """Whether there is room, or something may go for it; it is taken then."""

@@ -201,15 +201,20 @@ class EngineClient:
         dataset: int,
         ranges: Sequence[Range],
         *,
+        samples: bool = False,
         handle: int | None = None,
         timeout: float = 60.0,
         touch: Iterable[tuple[int, int]] = (),
     ) -> Wanted:
-        """Wait until the ranges can be read. Afterwards they stay, until `done` with the answer's id."""
+        """Wait until the ranges can be read. Afterwards they stay, until `done` with the answer's id.
+
+        `samples`: each range is one sample, exactly.
+        """
         message = {
             "op": "want",
             "dataset": dataset,
             "ranges": ranges,
+            "samples": samples,
             "handle": handle,
             "timeout": timeout,
             "touch": [*touch],

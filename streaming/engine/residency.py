@@ -1,5 +1,5 @@
-"""The residency table (RESIDENCY.md): which 4 KiB blocks of each file are in the cache, readable without asking the
-engine.
+"""The residency table (RESIDENCY.md): which 4 KiB blocks of each file are in the cache, wholly or as far as a sample
+needs them, readable without asking the engine.
 
 `ResidencyReader` looks at a mapped table; `ResidencyWriter`, of which the engine alone has one, changes it. The writer
 never stores through the mapping: a store into a hole of a sparse file on a full disk would be a SIGBUS, where `pwrite`
@@ -25,20 +25,25 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["BLOCK", "ResidencyReader", "ResidencyWriter", "bitmap_offsets", "blocks_of", "table_size"]
+__all__ = ["BLOCK", "Bits", "ResidencyReader", "ResidencyWriter", "bitmap_offsets", "blocks_of", "table_size"]
 
 BLOCK = 4096
 MAGIC = b"MDSRESID"
-VERSION = 1
+VERSION = 2
 _HEADER = struct.Struct("<8sIIQQQ")
 _GENERATIONS = 4096
 _PAGE = 4096
 _FALLOC_PUNCH = 0x02 | 0x01  # PUNCH_HOLE | KEEP_SIZE
+# A file's bitmaps, one after the other: blocks that are there as a whole, up to the first border of samples in them,
+# from the last one on.
+_WHOLE, _FRONT, _BACK = 0, 1, 2
+_PLANES = 3
 
 Run = tuple[int, int]
+Bits = tuple[int, ...]
 Buffer = bytes | bytearray | memoryview | mmap.mmap
-# Counting bits takes 9 bytes of memory per byte of bitmap: a table of any size is counted in pieces.
-_PIECE = 1 << 20
+# Counting bits takes some thirty bytes of memory per byte of bitmap: the tables of many files are counted in pieces.
+_PIECE = 1 << 18
 
 
 def blocks_of(offset: int, length: int) -> Run:
@@ -50,7 +55,7 @@ def blocks_of(offset: int, length: int) -> Run:
 
 
 def bitmap_offsets(sizes: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Where each file's bitmap starts, relative to the bitmaps; one more entry than files."""
+    """Where each file's first bitmap would start if it had no other; one more entry than files."""
     size = np.asarray(sizes, np.int64)
     words = ((size + BLOCK - 1) // BLOCK + 63) // 64
     return np.concatenate((np.zeros(1, np.int64), np.cumsum(words * 8)))
@@ -62,7 +67,7 @@ def _bitmaps_at(files: int) -> int:
 
 def table_size(bitmap_at: npt.NDArray[np.int64]) -> int:
     """Apparent size of the table of these bitmaps."""
-    return _bitmaps_at(len(bitmap_at) - 1) + int(bitmap_at[-1])
+    return _bitmaps_at(len(bitmap_at) - 1) + _PLANES * int(bitmap_at[-1])
 
 
 class ResidencyReader:
@@ -108,9 +113,31 @@ class ResidencyReader:
         count = (offset + length - 1) // BLOCK - first + 1
         return self._bits_of(file, first, count) == (1 << count) - 1
 
+    def has_sample(self, file: int, offset: int, length: int) -> bool:
+        """The same for a range that is one sample: what else lies on its first and last block is not asked for."""
+        first, count = blocks_of(offset, min(length, int(self._sizes[file]) - offset))
+        bits, last = self._bits_of(file, first, count), count - 1
+        if bits == (1 << count) - 1:
+            return True
+        if count < 2 or (bits | 1 | 1 << last) != (1 << count) - 1:
+            return False
+        return bool((bits & 1 or self.has_back(file, first)) and (bits >> last or self.has_front(file, first + last)))
+
+    def has_front(self, file: int, block: int) -> bool:
+        """Whether a block is there up to the first border of samples in it."""
+        return bool(self._bits_of(file, block, 1) or self._bits_of(file, block, 1, _FRONT))
+
+    def has_back(self, file: int, block: int) -> bool:
+        """Whether a block is there from the last border of samples in it on."""
+        return bool(self._bits_of(file, block, 1) or self._bits_of(file, block, 1, _BACK))
+
     def count(self, file: int, first: int, count: int) -> int:
         """How many of these blocks are resident."""
         return self._bits_of(file, first, count).bit_count()
+
+    def occupied(self, file: int, first: int, count: int) -> int:
+        """How many of these blocks take room: parts of blocks take as much as blocks."""
+        return self._some_of(file, first, count).bit_count()
 
     def missing(self, file: int, offset: int, length: int) -> list[Run]:
         """The parts of the range that are absent, as (offset, length) in whole blocks clipped to the file."""
@@ -122,29 +149,36 @@ class ResidencyReader:
         ]
 
     def extents(self, file: int) -> list[Run]:
-        """The file's resident blocks as runs (first block, number of blocks)."""
+        """The file's blocks of which something is resident, as runs (first block, number of blocks)."""
         first, count = blocks_of(0, int(self._sizes[file]))
-        return list(self.runs(file, first, count, present=True))
+        return list(self.runs(file, first, count, present=True, parts=True))
 
-    def _bits_of(self, file: int, first: int, count: int) -> int:
-        start = int(self._at[file]) + (first >> 3)
+    def _place(self, file: int, plane: int) -> int:
+        """Where a bitmap of a file begins."""
+        at = int(self._at[file])
+        return _PLANES * at + (plane * (int(self._at[file + 1]) - at) if plane else 0)
+
+    def _bits_of(self, file: int, first: int, count: int, plane: int = _WHOLE) -> int:
+        start = self._place(file, plane) + (first >> 3)
         low = first & 7
         bits = int.from_bytes(self._bits[start : start + (low + count + 7 >> 3)], "little") >> low
         return bits & ((1 << count) - 1)
 
-    def runs(self, file: int, first: int, count: int, *, present: bool) -> Iterator[Run]:
-        """Runs of present, or of absent, blocks among these."""
+    def _some_of(self, file: int, first: int, count: int) -> int:
+        parts = self._bits_of(file, first, count, _FRONT) | self._bits_of(file, first, count, _BACK)
+        return parts | self._bits_of(file, first, count)
+
+    def runs(self, file: int, first: int, count: int, *, present: bool, parts: bool = False) -> Iterator[Run]:
+        """Runs of present, or of absent, blocks among these; `parts`: a block is present where a part of it is."""
         if count <= 0:
             return
-        bits = self._bits_of(file, first, count)
+        bits = self._some_of(file, first, count) if parts else self._bits_of(file, first, count)
         if bits in (0, (1 << count) - 1):  # by far the most frequent
             if (bits != 0) == present:
                 yield first, count
             return
-        start = int(self._at[file]) + (first >> 3)
-        low = first & 7
-        raw = np.frombuffer(bytes(self._bits[start : start + (low + count + 7 >> 3)]), np.uint8)
-        wanted = np.unpackbits(raw, bitorder="little")[low : low + count] == (1 if present else 0)
+        raw = np.frombuffer(bits.to_bytes(count + 7 >> 3, "little"), np.uint8)
+        wanted = np.unpackbits(raw, bitorder="little")[:count] == (1 if present else 0)
         edges = np.flatnonzero(np.diff(np.concatenate(([False], wanted, [False])).astype(np.int8)))
         for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
             yield first + begin, end - begin
@@ -183,13 +217,31 @@ class ResidencyWriter(ResidencyReader):
         self._map.close()
         os.close(self.fd)
 
-    def set_blocks(self, file: int, first: int, count: int) -> None:
-        """Publish blocks whose data is in the file already."""
-        self._change(file, first, count, present=True)
+    def set_blocks(self, file: int, first: int, count: int, *, back: bool = False, front: bool = False) -> None:
+        """Publish blocks whose data is in the file already.
 
-    def clear_blocks(self, file: int, first: int, count: int) -> None:
-        """Withdraw blocks; only between `begin` and `end`."""
-        self._change(file, first, count, present=False)
+        `back`: of the first one only what lies behind the last border of samples in it; `front`: of the last one only
+        what lies before the first border.
+        """
+        if front:
+            count -= 1
+            self._change(file, first + count, 1, _FRONT, present=True)
+        if back and count:
+            self._change(file, first, 1, _BACK, present=True)
+            first, count = first + 1, count - 1
+        self._change(file, first, count, _WHOLE, present=True)
+
+    def clear_blocks(self, file: int, first: int, count: int) -> Bits:
+        """Withdraw blocks; only between `begin` and `end`. What was there, for `restore`."""
+        found = tuple(self._bits_of(file, first, count, plane) for plane in range(_PLANES))
+        for plane in range(_PLANES):
+            self._change(file, first, count, plane, present=False)
+        return found
+
+    def restore(self, file: int, first: int, count: int, bits: Bits) -> None:
+        """Publish again what `clear_blocks` has withdrawn; the data is still there."""
+        for plane, each in enumerate(bits):
+            self._write(file, first, count, plane, each, each)
 
     def begin(self, file: int) -> None:
         """Make the generation odd: readers stop trusting what they copy."""
@@ -211,43 +263,67 @@ class ResidencyWriter(ResidencyReader):
         """Withdraw all of a file and free what pages its bitmap has alone; between `begin` and `end`."""
         # by what is there, since zeros written into a hole of the table would take room
         for first, count in self.extents(file):
-            self._change(file, first, count, present=False)
+            self.clear_blocks(file, first, count)
         self.free_pages(file)
 
     def free_pages(self, file: int) -> None:
-        """Punch those pages under the file's bitmap that hold no bit of any file."""
+        """Punch those pages under the file's bitmaps that hold no bit of any file."""
         base = len(self._view) - len(self._bits)
-        start, stop = int(self._at[file]) // _PAGE, -(-int(self._at[file + 1]) // _PAGE)
+        start, stop = self._place(file, _WHOLE) // _PAGE, -(-self._place(file + 1, _WHOLE) // _PAGE)
         for page in range(start, stop):
             at = page * _PAGE
             if not any(self._bits[at : at + _PAGE]):
                 _punch(self.fd, base + at, _PAGE)
 
     def resident_blocks(self) -> npt.NDArray[np.int64]:
-        """Resident blocks of every file, read from the pages of the table that exist: costs follow what is resident."""
+        """Blocks of every file that take room, read from the table's pages that exist: costs follow what is there."""
         counts = np.zeros(len(self._generations), np.int64)
-        base = len(self._view) - len(self._bits)
-        for begin, end in _data_runs(self.fd, base, len(self._view)):
-            words = np.frombuffer(bytes(self._view[begin:end]), np.uint8)
-            files_from = int(np.searchsorted(self._at, begin - base, "right")) - 1
-            files_to = int(np.searchsorted(self._at, end - base, "left"))
-            ones = np.concatenate((np.zeros(1, np.int64), np.cumsum(_ONES[words], dtype=np.int64)))
-            edges = np.clip(self._at[files_from : files_to + 1] - (begin - base), 0, len(words))
-            counts[files_from:files_to] += ones[edges[1:]] - ones[edges[:-1]]
+        for first, stop in self._files_with_pages():
+            while first < stop:
+                # at least one file at a time, however large its bitmaps
+                upto = max(int(np.searchsorted(self._at, self._at[first] + _PIECE, "right")) - 1, first + 1)
+                counts[first : min(upto, stop)] = self._count_files(first, min(upto, stop))
+                first = upto
         return counts
+
+    def _files_with_pages(self) -> Iterator[Run]:
+        """Runs of files, from one to before another, that may have a bit set; in order, none twice."""
+        base = len(self._view) - len(self._bits)
+        done = 0
+        for begin, end in _data_runs(self.fd, base, len(self._view)):
+            first = int(np.searchsorted(self._at, (begin - base) // _PLANES, "right")) - 1
+            stop = min(int(np.searchsorted(self._at, -(-(end - base) // _PLANES), "left")), len(self._generations))
+            if max(first, done) < stop:
+                yield max(first, done), stop
+                done = stop
+
+    def _count_files(self, first: int, stop: int) -> npt.NDArray[np.int64]:
+        base = len(self._view) - len(self._bits)
+        at = self._at[first : stop + 1] - self._at[first]
+        length = _PLANES * int(at[-1])
+        words = np.frombuffer(os.pread(self.fd, length, base + self._place(first, _WHOLE)), np.uint8)
+        widths = np.diff(at)
+        each = np.repeat(widths, widths)
+        places = np.arange(at[-1]) + (_PLANES - 1) * np.repeat(at[:-1], widths)
+        some = words[places] | words[places + each] | words[places + 2 * each]
+        ones = np.concatenate((np.zeros(1, np.int64), np.cumsum(_ONES[some], dtype=np.int64)))
+        return np.asarray(np.diff(ones[at]), np.int64)
 
     def _set_generation(self, file: int, value: int) -> None:
         os.pwrite(self.fd, value.to_bytes(8, "little"), _GENERATIONS + 8 * file)
 
-    def _change(self, file: int, first: int, count: int, *, present: bool) -> None:
-        if count <= 0:
-            return
-        start = int(self._at[file]) + (first >> 3)
+    def _change(self, file: int, first: int, count: int, plane: int, *, present: bool) -> None:
+        if count > 0:
+            mask = (1 << count) - 1
+            self._write(file, first, count, plane, mask, mask if present else 0)
+
+    def _write(self, file: int, first: int, count: int, plane: int, which: int, bits: int) -> None:
+        """Those bits of a bitmap that are in `which` are from now on as in `bits`, both counted from `first`."""
+        start = self._place(file, plane) + (first >> 3)
         low = first & 7
         length = low + count + 7 >> 3
         old = int.from_bytes(self._bits[start : start + length], "little")
-        mask = ((1 << count) - 1) << low
-        new = old | mask if present else old & ~mask
+        new = old & ~(which << low) | bits << low
         if new != old:
             self._pwrite(new.to_bytes(length, "little"), start)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 
-from mdsfs.engine.filling.framing import Edges, Framing, cut_at_frames, frame_run
+from mdsfs.engine.filling.framing import Edges, Framing, cut_at_frames, frame_run, frame_sample
 from streaming.engine.residency import BLOCK
 from streaming.mds.seekable import SeekTable, compress_seekable
 
@@ -24,7 +25,7 @@ def table_of(ends: list[int]) -> tuple[SeekTable, bytes]:
 def filled(framing: Framing, data: bytes, edges: Edges) -> bytes:
     """What a fetcher writes for this framing; it also leaves the edges. Raises where bytes would be missing."""
     size = len(data)
-    start, stop = framing.run[0] * BLOCK, min(sum(framing.run) * BLOCK, size)
+    start, stop = framing.span[0], min(framing.span[1], size)
     found = bytearray(stop - start)
     seen = bytearray(stop - start)
     pieces = [(frame.raw_off, data[frame.raw_off : frame.raw_off + frame.raw_len]) for frame in framing.frames]
@@ -69,14 +70,17 @@ def test_every_block_is_filled(seed: int, sizes: tuple[int, ...]) -> None:
         while count < 5 and first + count < blocks and first + count not in resident:
             count += 1
         framing = frame_run(table, edges, FILE, (first, count), size, (0, blocks))
-        assert framing.run[0] <= first
-        assert sum(framing.run) >= first + count
-        assert framing.covers[0] <= framing.run[0]
-        assert sum(framing.covers) >= sum(framing.run)
+        start, stop = framing.span
+        assert not start % BLOCK
+        assert not stop % BLOCK
+        assert start <= first * BLOCK
+        assert stop >= (first + count) * BLOCK
+        assert framing.covers[0] <= start
+        assert framing.covers[1] >= stop
         written = filled(framing, data, edges)
-        assert written == data[framing.run[0] * BLOCK : framing.run[0] * BLOCK + len(written)]
+        assert written == data[start : start + len(written)]
         fetched.extend(frame.raw_off for frame in framing.frames)
-        resident.update(range(framing.run[0], sum(framing.run)))
+        resident.update(range(start // BLOCK, stop // BLOCK))
     if sizes is USUAL:  # where several borders lie in one block, a frame between two others may be needed again
         assert len(fetched) == len(set(fetched)), "a frame was fetched twice"
 
@@ -85,8 +89,37 @@ def test_a_run_stays_inside_its_room() -> None:
     """Blocks that other flights bring are left to them."""
     table, _ = table_of([10 * BLOCK + 7, 20 * BLOCK + 9])
     framing = frame_run(table, Edges(), FILE, (5, 2), 20 * BLOCK + 9, (4, 4))
-    assert framing.run == (4, 4)
-    assert framing.covers == (0, 11)
+    assert framing.span == (4 * BLOCK, 8 * BLOCK)
+    assert framing.covers == (0, 11 * BLOCK)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_sample_needs_its_own_frames_only(seed: int) -> None:
+    """No frame beside it comes for the sake of a block, and what else its frames hold whole is filled as well."""
+    draw = random.Random(seed)
+    ends, size = [0], 0
+    for _ in range(20):
+        size += draw.choice((2 * BLOCK, 3 * BLOCK - 5, 20_000, 50_001))
+        ends.append(size)
+    table, data = table_of([*ends[draw.randint(1, 3) :: draw.randint(1, 3)], size])
+    blocks = -(-size // BLOCK)
+    for start, stop in itertools.pairwise(ends):
+        framing = frame_sample(table, (start, stop), size, (0, blocks))
+        begin, end = framing.span
+        assert list(framing.frames) == table.frames_for(start, stop)
+        assert begin == start or (begin < start and begin % BLOCK == 0)
+        assert end == stop or (end > stop and (end % BLOCK == 0 or end == size))
+        assert filled(framing, data, Edges()) == data[begin:end]
+        assert framing.covers == (framing.frames[0].raw_off, sum(framing.frames[-1][2:4]))
+
+
+def test_a_sample_s_frames_leave_to_others_what_these_bring() -> None:
+    """Blocks that other flights lie on are not filled beside it."""
+    table, _ = table_of([20 * BLOCK + 9])
+    framing = frame_sample(table, (5 * BLOCK + 7, 8 * BLOCK + 7), 20 * BLOCK + 9, (4, 6))
+    assert framing.span == (4 * BLOCK, 10 * BLOCK)
+    framing = frame_sample(table, (5 * BLOCK + 7, 8 * BLOCK + 7), 20 * BLOCK + 9, (6, 2))
+    assert framing.span == (5 * BLOCK + 7, 8 * BLOCK + 7)
 
 
 def test_long_runs_are_cut_at_a_border_of_frames() -> None:

@@ -105,6 +105,17 @@ def test_of_a_dataset_far_larger_than_the_cache_only_samples_are_fetched(opened:
     assert "larger than the cache" in regime["reason"]
 
 
+@pytest.mark.parametrize("options", [{}, {"compression": "zstd:1", "frame": "sample"}], ids=["raw", "frames"])
+def test_nothing_is_fetched_of_what_else_lies_on_a_sample_s_blocks(opened: Open, options: dict[str, Any]) -> None:
+    """Samples of five blocks at most: neither the rest of their outer ones, nor the frames beside their own."""
+    source = opened(12, 100, 0.2, 14_000, **options)
+    dataset = source.dataset()
+    assert sorted(source.read(dataset)) == list(range(source.samples))
+    assert source.sent() < 1.08
+    (regime,) = source.plan()["datasets"]
+    assert regime["regime"] == "ranges"
+
+
 def test_where_the_live_window_fits_an_epoch_fetches_what_the_cache_cannot_hold(opened: Open) -> None:
     """Half of the dataset fits, an eighth of it is live: whole shards, and after the first epoch half of the bytes."""
     source = opened(32, 16, 0.5)

@@ -71,12 +71,16 @@ def test_the_bytes_are_those_of_the_document(tmp_path: Path) -> None:
     """Header, generations, bitmaps: RESIDENCY.md. Changing them means a new version there and in the header."""
     writer = ResidencyWriter.open(tmp_path / "table", [4096 * 70, 5000])
     writer.set_blocks(0, 65, 2)
+    writer.set_blocks(0, 5, 63, back=True, front=True)
+    writer.clear_blocks(0, 6, 59)
+    writer.set_blocks(0, 65, 2)
     writer.set_blocks(1, 0, 2)
     writer.begin(1)
     data = (tmp_path / "table").read_bytes()
-    assert struct.unpack_from("<8sIIQQQ", data) == (b"MDSRESID", 1, 4096, 2, 8192, 8192 + 16 + 8)
+    assert struct.unpack_from("<8sIIQQQ", data) == (b"MDSRESID", 2, 4096, 2, 8192, 8192 + 3 * (16 + 8))
     assert struct.unpack_from("<QQ", data, 4096) == (0, 1)
-    assert data[8192:] == bytes([0] * 8 + [0b110] + [0] * 7 + [0b11] + [0] * 7)
+    of_0 = bytes([0] * 8 + [0b110] + [0] * 7), bytes([0] * 8 + [0b1000] + [0] * 7), bytes([0b100000] + [0] * 15)
+    assert data[8192:] == b"".join([*of_0, bytes([0b11] + [0] * 23)])
     writer.close()
 
 
@@ -114,3 +118,53 @@ def test_a_table_of_another_dataset_is_refused(tmp_path: Path) -> None:
             ResidencyReader(wrong, bitmap_offsets(sizes), sizes)
     with pytest.raises(EngineError):
         ResidencyReader(good, bitmap_offsets(sizes[:1]), sizes[:1])
+
+
+def test_a_sample_needs_of_its_outer_blocks_its_own_part_only(tmp_path: Path) -> None:
+    """What was brought of one sample is there for its reader, for nobody else, and takes room by whole blocks."""
+    writer = ResidencyWriter.open(tmp_path / "table", [100 * BLOCK])
+    start, stop = 3 * BLOCK + 1000, 6 * BLOCK + 2000
+    writer.set_blocks(0, 3, 4, back=True, front=True)
+    assert writer.has_sample(0, start, stop - start)
+    assert not writer.is_resident(0, start, stop - start)
+    assert not writer.has_sample(0, start - 2 * BLOCK, 2 * BLOCK)  # the sample before shares block 3
+    assert not writer.has_sample(0, stop, 2 * BLOCK)  # the one after it shares block 6
+    assert not writer.has_sample(0, stop, 100)  # lies in block 6 alone
+    assert (writer.count(0, 0, 100), writer.occupied(0, 0, 100)) == (2, 4)
+    assert list(writer.runs(0, 0, 10, present=True, parts=True)) == writer.extents(0) == [(3, 4)]
+    writer.set_blocks(0, 1, 3, front=True)
+    assert writer.has_sample(0, BLOCK, start - BLOCK)
+    assert not writer.is_resident(0, BLOCK, start - BLOCK)
+    assert writer.occupied(0, 0, 100) == 6
+    writer.close()
+
+
+def test_what_was_withdrawn_can_be_restored_part_by_part(tmp_path: Path) -> None:
+    """An eviction that comes to nothing leaves every block as it was, and no more of it."""
+    writer = ResidencyWriter.open(tmp_path / "table", [100 * BLOCK])
+    writer.set_blocks(0, 3, 4, back=True, front=True)
+    writer.set_blocks(0, 20, 5, back=True)
+    before = [writer.has_sample(0, at, 2 * BLOCK) for at in range(0, 90 * BLOCK, 1000)]
+    kept = writer.clear_blocks(0, 2, 30)
+    assert writer.occupied(0, 0, 100) == 0
+    writer.restore(0, 2, 30, kept)
+    assert [writer.has_sample(0, at, 2 * BLOCK) for at in range(0, 90 * BLOCK, 1000)] == before
+    writer.close()
+
+
+def test_room_is_counted_by_blocks_of_which_anything_is_there(tmp_path: Path) -> None:
+    """Also after a restart, over files of all sizes, and past bitmaps of which no page exists."""
+    rng = np.random.default_rng(5)
+    sizes = [*rng.integers(0, 400_000, 3000).tolist(), 1 << 35, 5000, *rng.integers(0, 4 << 20, 500).tolist()]
+    writer = ResidencyWriter.open(tmp_path / "table", sizes)
+    expected = [0] * len(sizes)
+    for file in [*range(5, len(sizes), 7), 3000, 3001]:
+        if (blocks := -(-sizes[file] // BLOCK)) >= 4:
+            writer.set_blocks(file, 1, 3, back=True, front=True)
+            writer.set_blocks(file, 0, 2, front=True)
+            expected[file] = 4
+            if file == 3000:
+                writer.set_blocks(file, blocks - 9, 9)
+                expected[file] += 9
+    assert writer.resident_blocks().tolist() == expected
+    writer.close()

@@ -158,3 +158,25 @@ def test_the_smallest_live_windows_are_kept_whole_first() -> None:
     found = choose(needs, 450, 50)
     assert {number: regime.kind for number, regime in found.items()} == {1: "ranges", 2: "shards", 3: "shards"}
     assert found[1].changes_at_bytes == 950
+
+
+def test_the_planner_says_how_far_away_is_what_would_go_first() -> None:
+    """Nothing has to go while there is room; then it is what is read last of all, and distances are counted alike."""
+    rng = np.random.default_rng(3)
+    shape = shape_of(10, 16, 1000)
+    cache = Cache(shape, int(shape.sizes.sum()) // 2)
+    orders = [shuffled(rng, 10, 16, 160, 4) for _ in range(2)]
+    planner = cache.planner
+    cache.learn(0, orders[0])
+    planner.moved(JOB, 0, 0, 0, 0)
+    for shard in range(10):
+        planner.head_arrived(0, shard)
+    planner.fetches(80_000, 4000)
+    assert planner.furthest == UNKNOWN
+    planner.arrived_all(0, orders[0].reshape(-1)[20:100])
+    planner.fetches(0, 4000)
+    assert planner.furthest == 99
+    assert planner.distances(0, orders[0].reshape(-1)[[79, 3]]).tolist() == [79, 3]
+    assert planner.soonest(0, orders[0].reshape(-1)[[79, 3]]) == 3
+    planner.moved(JOB, 0, 0, 0, 1)
+    assert planner.distances(0, orders[0].reshape(-1)[[79, 3]]).tolist() == [75, UNKNOWN]

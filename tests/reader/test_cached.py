@@ -109,6 +109,16 @@ def test_a_sequential_reader_asks_seldom(door: Callable[..., Door]) -> None:
     assert statistics(opened)["reads"]["misses"] < 60
 
 
+def test_two_samples_in_a_row_make_no_sequential_reader(door: Callable[..., Door]) -> None:
+    """Who reads at random fetches what it reads, also before the place where it once happened to read on."""
+    folder = EngineFolder(door(4 * MIB))
+    read = Shards(folder).reader()
+    first = int(folder.tables.first_sample[5])
+    for number in (40, 41, 28, 31, 34, 37):  # opening the shard has brought its first quarter
+        read(first + number)
+    assert [folder.words(5, number * SIZE + SIZE // 2, 1) for number in (30, 33, 36)] == [None] * 3
+
+
 def test_the_engine_may_die(door: Callable[..., Door]) -> None:
     """kill -9 of the engine between two reads: the next ones start another and are right."""
     opened = door(4 * MIB)

@@ -19,15 +19,17 @@ from streaming.engine.residency import BLOCK
 
 from .ledger import Ledger, chunk_blocks
 from .pins import Pins
-from .policy import ANYTHING, LeastRecentlyUsed
+from .policy import ANYTHING, Arrival, LeastRecentlyUsed
 from .victims import Victim, merged, punch_all, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+    from streaming.engine.residency import Bits
+
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
-    from .policy import Change, Incoming, Policy
+    from .policy import Incoming, Policy
 
 __all__ = ["Cache", "Hold"]
 
@@ -104,7 +106,7 @@ class Cache:
         if self.pins.has(dataset.number, file):
             return
         for chunk in dataset.chunks(file, first, 1):
-            if dataset.residency.count(file, *dataset.chunk_run(file, chunk[2])):
+            if dataset.residency.occupied(file, *dataset.chunk_run(file, chunk[2])):
                 self.policy.touch(chunk)
 
     async def reserve(self, dataset: Dataset, file: int, blocks: int, incoming: Incoming = ANYTHING) -> bool:
@@ -132,29 +134,30 @@ class Cache:
                 return False
         return True
 
-    def commit(self, dataset: Dataset, file: int, first: int, count: int) -> int:
-        """Blocks whose data is in the file become resident; returns how many were not before."""
-        fresh, error = self.commit_all([(dataset, file, first, count)])
+    def commit(self, arrival: Arrival) -> int:
+        """Blocks whose data is in the file become resident; returns how many took no room before."""
+        fresh, error = self.commit_all([arrival])
         if error is not None:
             raise error
         return fresh[0]
 
-    def commit_all(self, runs: Sequence[Change]) -> tuple[list[int], OSError | None]:
+    def commit_all(self, arrivals: Sequence[Arrival]) -> tuple[list[int], OSError | None]:
         """The same for runs of several files; where the disk says no the rest is left out, and that is returned."""
         found: list[int] = []
         refused = None
-        for dataset, file, first, count in runs:
-            fresh = count - dataset.residency.count(file, first, count)
-            if fresh:
+        for dataset, file, first, count, back, front in arrivals:
+            fresh = count - dataset.residency.occupied(file, first, count)
+            if dataset.residency.count(file, first, count) < count:
                 try:
-                    dataset.residency.set_blocks(file, first, count)
+                    dataset.residency.set_blocks(file, first, count, back=back, front=front)
                 except OSError as error:
                     refused = error
                     break
+            if fresh:
                 self.ledger.commit(dataset.number, file, fresh)
             self.touch(dataset, file, first, count)
             found.append(fresh)
-        self.policy.arrived(runs[: len(found)])
+        self.policy.arrived([each[:4] for each in arrivals[: len(found)]])
         return found, refused
 
     # ---- taking away -------------------------------------------------------------------------------------------------
@@ -212,7 +215,7 @@ class Cache:
     def _victim(self, dataset: Dataset, file: int, run: Run) -> Victim | None:
         if not self.may_go(dataset.number, file, run):
             return None
-        runs = list(dataset.residency.runs(file, *run, present=True))
+        runs = list(dataset.residency.runs(file, *run, present=True, parts=True))
         return Victim(dataset, file, runs, dataset.cells(file, *run)) if runs else None
 
     async def evict_file(self, dataset: Dataset, file: int) -> str | None:
@@ -225,7 +228,7 @@ class Cache:
         for index in range(-(-dataset.blocks(file) // dataset.grain(file))):
             if (victim := self._victim(dataset, file, dataset.chunk_run(file, index))) is not None:
                 victims.append(victim)
-            elif dataset.residency.count(file, *dataset.chunk_run(file, index)):
+            elif dataset.residency.occupied(file, *dataset.chunk_run(file, index)):
                 return "held by a reader"
         if victims:
             await self._evict(merged(victims))
@@ -247,37 +250,36 @@ class Cache:
                 self.touch(dataset, file, first, count)
 
     async def _evict(self, victims: list[Victim]) -> None:
-        for victim in victims:
-            self._begin(victim)
+        begun = [self._begin(victim) for victim in victims]
         self._gone_from(victims)
         self._evicting += 1
         try:
             # Shielded: what has lost its bits must either go or get them back.
             with trio.CancelScope(shield=True), self.timings.timed("evict_seconds"):
                 gone = await trio.to_thread.run_sync(punch_all, victims)
-            for victim, done in zip(victims, gone, strict=True):
-                self._end(victim, gone=done)
+            for victim, bits, done in zip(victims, begun, gone, strict=True):
+                self._end(victim, bits, gone=done)
             tell([victim for victim, done in zip(victims, gone, strict=True) if done])
         finally:
             self._evicting -= 1
             self._evicted.unpark_all()
 
-    def _begin(self, victim: Victim) -> None:
+    def _begin(self, victim: Victim) -> list[Bits]:
         dataset, file = victim.dataset, victim.file
         dataset.begin_change(file)
-        for first, count in victim.runs:
-            dataset.residency.clear_blocks(file, first, count)
+        bits = [dataset.residency.clear_blocks(file, *run) for run in victim.runs]
         dataset.working(file).busy.update(dict.fromkeys(victim.cells, trio.Event()))
+        return bits
 
     def _gone_from(self, victims: list[Victim]) -> None:
         self.policy.gone([(victim.dataset, victim.file, *run) for victim in victims for run in victim.runs])
         for victim in victims:
             dataset, file = victim.dataset, victim.file
             for chunk in victim.chunks:
-                if not dataset.residency.count(file, *dataset.chunk_run(file, chunk[2])):
+                if not dataset.residency.occupied(file, *dataset.chunk_run(file, chunk[2])):
                     self.policy.forget(chunk)
 
-    def _end(self, victim: Victim, *, gone: bool) -> None:
+    def _end(self, victim: Victim, bits: list[Bits], *, gone: bool) -> None:
         dataset, file = victim.dataset, victim.file
         if gone:
             self._pinned.pop((dataset.number, file), None)
@@ -286,8 +288,8 @@ class Cache:
             self.evicted_blocks += victim.blocks
             self._remember(victim)
         else:
-            for first, count in victim.runs:
-                dataset.residency.set_blocks(file, first, count)
+            for (first, count), kept in zip(victim.runs, bits, strict=True):
+                dataset.residency.restore(file, first, count, kept)
                 self.touch(dataset, file, first, count)
             self.policy.arrived([(dataset, file, *run) for run in victim.runs])
             self._pinned[dataset.number, file] = (trio.current_time() + PINNED_FOR, victim.blocks)
@@ -319,7 +321,7 @@ class Cache:
 
         Nothing is punched: those who hold them go on copying what was there, until the filler says `scrub`.
         """
-        present = dataset.residency.count(file, first, count)
+        present = dataset.residency.occupied(file, first, count)
         dataset.begin_change(file)
         dataset.residency.clear_blocks(file, first, count)
         self.policy.gone([(dataset, file, first, count)])
@@ -334,13 +336,12 @@ class Cache:
             if self.ledger.is_held(cell):
                 await self._unheld.setdefault(cell, trio.Event()).wait()
 
-    async def scrub(self, dataset: Dataset, file: int, first: int, count: int, reserved: int) -> None:
-        """Punch the absent blocks among these, into which something may have been written, and end their reservation.
+    async def scrub(self, dataset: Dataset, file: int, runs: list[Run], reserved: int) -> None:
+        """Punch these vacant blocks, into which something may have been written, and end a reservation.
 
         The caller's fill is still on the books, so that nobody else fetches into them meanwhile. No pin is asked about:
         what has no bit is in nobody's view.
         """
-        runs = dataset.missing(file, first, count)
         with trio.CancelScope(shield=True):
             try:
                 await trio.to_thread.run_sync(_scrub_all, dataset, file, runs)
@@ -371,7 +372,7 @@ class Cache:
         """
         with self._taking_away(dataset, file), trio.CancelScope(shield=True):
             if dataset.folder.check_file(file) == "ok":
-                absent = dataset.missing(file, 0, dataset.blocks(file))
+                absent = dataset.vacant(file, 0, dataset.blocks(file))
                 runs = [(first * BLOCK, count * BLOCK) for first, count in absent]
                 if await trio.to_thread.run_sync(dataset.folder.punch_runs, file, runs):
                     return
@@ -380,7 +381,7 @@ class Cache:
                 self.policy.gone([(dataset, file, 0, dataset.blocks(file))])
                 self.ledger.release(dataset.number, file, self.ledger.resident_of(dataset.number, file))
             else:
-                runs = dataset.missing(file, 0, dataset.blocks(file))
+                runs = dataset.vacant(file, 0, dataset.blocks(file))
                 await trio.to_thread.run_sync(_scrub_all, dataset, file, runs)
 
     @contextlib.contextmanager

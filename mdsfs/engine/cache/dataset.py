@@ -159,13 +159,30 @@ class Dataset:
         return index * grain, max(0, min(grain, self.blocks(file) - index * grain))
 
     def bitmap_pages(self) -> npt.NDArray[np.int64]:
-        """Per file: pages of the residency table that its bitmap lies on."""
-        at = self.tables.bitmap_at
+        """Per file: pages of the residency table that its bitmaps lie on."""
+        at = 3 * self.tables.bitmap_at
         return np.asarray(np.maximum(1, -(-at[1:] // BLOCK) - at[:-1] // BLOCK), np.int64)
 
     def missing(self, file: int, first: int, count: int) -> list[Run]:
-        """Absent blocks among these, as runs."""
+        """Blocks among these that are not there as a whole, as runs."""
         return list(self.residency.runs(file, first, count, present=False))
+
+    def vacant(self, file: int, first: int, count: int) -> list[Run]:
+        """Blocks among these of which nothing is there, as runs."""
+        return list(self.residency.runs(file, first, count, present=False, parts=True))
+
+    def stretches(self, file: int) -> list[Run]:
+        """Runs of blocks that are there as a whole, each with the block before and behind, where a part may be."""
+        blocks = self.blocks(file)
+        return [
+            (max(first - 1, 0), min(first + count + 1, blocks) - max(first - 1, 0))
+            for first, count in self.residency.runs(file, 0, blocks, present=True)
+        ]
+
+    def is_here(self, file: int, start: int, stop: int, *, sample: bool) -> bool:
+        """Whether a range of bytes is there; `sample`: it is one sample, exactly."""
+        residency = self.residency
+        return (residency.has_sample if sample else residency.is_resident)(file, start, stop - start)
 
     def is_resident(self, file: int, offset: int, length: int) -> bool:
         """Whether a byte range is there."""

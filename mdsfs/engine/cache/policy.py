@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
 
-__all__ = ["ANYTHING", "Change", "Incoming", "LeastRecentlyUsed", "Policy", "Victim"]
+__all__ = ["ANYTHING", "Arrival", "Change", "Incoming", "LeastRecentlyUsed", "Policy", "Victim"]
 
 
 class Incoming(NamedTuple):
@@ -40,6 +40,19 @@ Change = tuple["Dataset", int, int, int]
 """Blocks of a file that have come or gone: dataset, file, first block, number of blocks."""
 
 
+class Arrival(NamedTuple):
+    """Blocks of a file of which the data is on the disk, see `ResidencyWriter.set_blocks`."""
+
+    dataset: Dataset
+    file: int
+    first: int
+    blocks: int
+    back: bool = False
+    """The first one is there only from the last border of samples in it on."""
+    front: bool = False
+    """The last one is there only up to the first border of samples in it."""
+
+
 class Policy(Protocol):
     """Obligations: `victims` changes nothing that anybody can see; its order may be stale after the next call of any
     other method; it yields everything that was touched or adopted and not forgotten, except what must stay for
@@ -54,7 +67,7 @@ class Policy(Protocol):
         ...
 
     def arrived(self, runs: Sequence[Change]) -> None:
-        """These blocks are resident."""
+        """These blocks are resident, the first and the last one maybe in part."""
         ...
 
     def gone(self, runs: Sequence[Change]) -> None:

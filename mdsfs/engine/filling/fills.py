@@ -13,22 +13,23 @@ its start. Where nothing may be served below shard level, every form is fetched 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from mdsfs.plan.calendar import UNKNOWN
-from streaming.engine.residency import BLOCK
+from streaming.engine.residency import BLOCK, blocks_of
 
 from .checks import Checks
-from .flights import Flight, Waiter, uncovered
+from .flights import Flight, Waiter, absent, uncovered
 from .flying import Flying
 from .forms import Forms
-from .framing import MOST_EDGES, Edges, cut_at_frames, frame_run
+from .framing import MOST_EDGES, Edges, cut_at_frames, frame_run, frame_sample
 from .grouped import Grouped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ..cache.cache import Cache
     from ..cache.cachedisk import CacheDisk
@@ -47,19 +48,19 @@ FIRST_PART = 1 << 20
 AFTER_ALL = UNKNOWN - 1
 
 
-def _hurry(work: FileWork, first: int, end: int) -> None:
-    """Somebody waits for these blocks: flights over them that have not begun go first."""
+def _hurry(work: FileWork, start: int, stop: int) -> None:
+    """Somebody waits for these bytes: flights over them that have not begun go first."""
     for flight in work.flights:
-        if flight.covers[0] < end and first < sum(flight.covers):
+        if flight.covers[0] < stop and start < flight.covers[1]:
             flight.demand = True
 
 
 def _room(work: FileWork, run: Run, blocks: int) -> Run:
-    """The run of blocks around a piece that no flight covers."""
-    low = max((sum(each.covers) for each in work.flights if sum(each.covers) <= run[0]), default=0)
-    end = sum(run)
-    high = min((each.covers[0] for each in work.flights if each.covers[0] >= end), default=blocks)
-    return low, high - low
+    """The run of blocks around another that no flight lies on; that one is part of it whatever lies on it."""
+    start, stop = run[0] * BLOCK, sum(run) * BLOCK
+    low = max((min(-(-each.covers[1] // BLOCK), run[0]) for each in work.flights if each.covers[0] < start), default=0)
+    after = (max(each.covers[0] // BLOCK, sum(run)) for each in work.flights if each.covers[1] > stop)
+    return low, min(after, default=blocks) - low
 
 
 class _How(NamedTuple):
@@ -94,6 +95,10 @@ class Fills:
         def verify(dataset: Dataset, file: int) -> None:
             nursery.start_soon(checks.verify, dataset, file, name=f"verify {dataset.number}/{file}")
 
+        self.cuts: Callable[[Dataset, int], bool] = lambda dataset, file: False
+        """Whether samples of a file are brought without what else lies on their outer blocks."""
+        self.worth: Callable[[Dataset, int, ByteRange, ByteRange], ByteRange] = lambda dataset, file, span, most: most
+        """What is kept of what comes with samples of such a file: the range of these, and the range of all."""
         self.flying = Flying(cache, disk, pool, self.forms, self.edges, verify)
         self.wait_landing = self.flying.wait_landing
         self.waiting = 0
@@ -118,14 +123,17 @@ class Fills:
 
     # ---- waiting for bytes -------------------------------------------------------------------------------------------
 
-    async def bring(self, dataset: Dataset, file: int, around: Mapping[ByteRange, ByteRange]) -> set[ByteRange]:
+    async def bring(
+        self, dataset: Dataset, file: int, around: Mapping[ByteRange, ByteRange], *, samples: bool = False
+    ) -> set[ByteRange]:
         """Return when the ranges are resident, which the caller must hold; the result is those that found no room.
 
-        `around` says, range by range, what to fetch with it. Raises what kept a range from arriving.
+        `around` says, range by range, what to fetch with it; `samples`: each range is one sample, exactly. Raises what
+        kept a range from arriving.
         """
         await self.check(dataset, file)
         work = dataset.working(file)
-        waiter = Waiter(each for each in around if not dataset.is_resident(file, each[0], each[1] - each[0]))
+        waiter = Waiter((each for each in around if not dataset.is_here(file, *each, sample=samples)), samples=samples)
         work.waiters.append(waiter)
         self.waiting += 1
         try:
@@ -143,7 +151,7 @@ class Fills:
         """Launch what is needed and wait until something has changed."""
         await self.forms.find(dataset, file)
         waiter.event = trio.Event()
-        waiter.pending -= {each for each in waiter.pending if dataset.is_resident(file, each[0], each[1] - each[0])}
+        waiter.pending -= {each for each in waiter.pending if dataset.is_here(file, *each, sample=waiter.samples)}
         if not waiter.pending:
             return
         if (error := dataset.working(file).error) is not None:
@@ -151,7 +159,10 @@ class Fills:
         framed = self.forms.has_frames(dataset, file)
         for each in sorted(waiter.pending):
             # frames bring their own surroundings
-            self.launch(dataset, file, *(each if framed else around[each]), demand=True)
+            span = each if framed else around[each]
+            self.launch(
+                dataset, file, *span, demand=True, cut=waiter.samples and span == each and self.cuts(dataset, file)
+            )
         await waiter.event.wait()
         if waiter.error is not None:
             raise waiter.error
@@ -171,83 +182,88 @@ class Fills:
         stop: int,
         *,
         demand: bool,
+        cut: bool = False,
         distance: int = AFTER_ALL,
         landed: Landed | None = None,
     ) -> list[Flight]:
         """Flights over what is absent of a byte range and not on its way. The file's form must be known.
 
-        For what nobody waits for, `distance` says what must stay: whatever a plan needs sooner. `landed` hears of the
-        end of each flight.
+        `cut`: the range begins and ends with samples that lie on several blocks, and nothing else of their outer
+        blocks is needed. For what nobody waits for, `distance` says what must stay: whatever a plan needs sooner.
+        `landed` hears of the end of each flight.
         """
         how = _How(demand=demand, distance=-1 if demand else distance, landed=landed)
-        work = dataset.working(file)
-        first, end = start // BLOCK, -(-min(stop, dataset.size(file)) // BLOCK)
-        if self.forms.has_frames(dataset, file):
-            return self._launch_frames(dataset, file, (first, end - first), how)
-        whole = self.forms.is_whole(dataset, file)
-        if whole:
-            first, end = 0, dataset.blocks(file)
-        launched: list[Flight] = []
-        for run in dataset.missing(file, first, end - first) if not whole else [(first, end - first)]:
-            for piece in uncovered(work, run):
-                if whole and piece != run:
-                    continue  # its one flight is under way
-                parts = self._parts(dataset, file, piece, whole=whole)
-                launched.extend(self._launch(dataset, file, part, how) for part in parts)
+        work, size = dataset.working(file), dataset.size(file)
+        stop = min(stop, size)
+        if self.forms.is_whole(dataset, file):
+            start, stop = 0, size
+            pieces = list(uncovered(work, (start, stop)))
+            # else its one flight is under way
+            launched = [self._launch(dataset, file, (start, stop), how)] if pieces == [(start, stop)] else []
+        elif self.forms.has_frames(dataset, file):
+            launched = self._launch_frames(dataset, file, absent(dataset, file, (start, stop), cut=cut), how)
+        else:
+            launched = [
+                self._launch(dataset, file, part, how)
+                for span in absent(dataset, file, (start, stop), cut=cut)
+                for piece in uncovered(work, span)
+                for part in self._parts(dataset, file, piece)
+            ]
         if demand:
-            _hurry(work, first, end)
+            _hurry(work, start, stop)
         return launched
 
-    def _launch_frames(self, dataset: Dataset, file: int, run: Run, how: _How) -> list[Flight]:
-        """Flights over the frames that a run of blocks needs, none of which is on its way."""
+    def _launch_frames(self, dataset: Dataset, file: int, spans: Iterable[ByteRange], how: _How) -> list[Flight]:
+        """Flights over the frames that these ranges need, none of which is on its way."""
         work, table = dataset.working(file), self.forms.table(dataset, file)
+        size, key = dataset.size(file), (dataset.number, file)
         launched: list[Flight] = []
-        for absent in dataset.missing(file, *run):
-            while (piece := next(uncovered(work, absent), None)) is not None:
-                piece = cut_at_frames(table, piece, self._part)
-                room = _room(work, piece, dataset.blocks(file))
-                key = (dataset.number, file)
-                framing = frame_run(table, self.edges, key, piece, dataset.size(file), room)
-                launched.append(self._launch(dataset, file, framing.run, how, framing=framing))
-        if how.demand:
-            _hurry(work, run[0], run[0] + run[1])
+        for span in list(spans):
+            while (piece := next(uncovered(work, span), None)) is not None:
+                run = blocks_of(piece[0], min(piece[1], size) - piece[0])
+                cut = cut_at_frames(table, run, self._part)
+                room = _room(work, cut, dataset.blocks(file))
+                low, high = piece[0], min(piece[1] if cut == run else sum(cut) * BLOCK, size)
+                if low % BLOCK or (high % BLOCK and high < size):
+                    framing = frame_sample(table, (low, high), size, room)
+                    framing = replace(framing, span=self.worth(dataset, file, (low, high), framing.span))
+                else:
+                    framing = frame_run(table, self.edges, key, cut, size, room)
+                launched.append(self._launch(dataset, file, framing.span, how, framing=framing))
         return launched
 
-    def _parts(self, dataset: Dataset, file: int, run: Run, *, whole: bool) -> Iterable[Run]:
-        if whole:
-            yield run
-            return
-        first, count = run
-        if count > FIRST_PART // BLOCK and dataset.etag(file) is None and not dataset.working(file).flights:
-            small = min(FIRST_PART // BLOCK, count)
-            yield first, small
-            first, count = first + small, count - small
-        while count > 0:
+    def _parts(self, dataset: Dataset, file: int, span: ByteRange) -> Iterable[ByteRange]:
+        start, stop = span
+        size = self._part * BLOCK
+        if stop - start > FIRST_PART and dataset.etag(file) is None and not dataset.working(file).flights:
+            small = (start + FIRST_PART) // BLOCK * BLOCK
+            yield start, small
+            start = small
+        while start < stop:
             # by multiples of the part size, so that neighbouring readers cut a shard at the same places
-            many = min(count, self._part - first % self._part)
-            yield first, many
-            first, count = first + many, count - many
+            end = min(stop, start - start % size + size)
+            yield start, end
+            start = end
 
-    def _launch(self, dataset: Dataset, file: int, run: Run, how: _How, framing: Framing | None = None) -> Flight:
-        def arrived(first: int, count: int) -> int:
-            return self.cache.commit(dataset, file, first, count)
-
+    def _launch(
+        self, dataset: Dataset, file: int, span: ByteRange, how: _How, framing: Framing | None = None
+    ) -> Flight:
         visible = not dataset.shard_level
         flight = Flight(
             dataset,
             file,
-            run,
+            span,
             demand=how.demand,
             visible=visible,
-            on_arrival=arrived,
+            on_arrival=self.cache.commit,
             framing=framing,
             distance=how.distance,
             landed=how.landed,
         )
         dataset.working(file).flights.append(flight)
         # What is resident between must not be taken away, or it would be written again without a claim.
-        flight.hold = self.cache.hold(dataset, file, *run)
-        if self.cache.was_evicted(dataset, file, *run):
+        flight.hold = self.cache.hold(dataset, file, flight.first, flight.count)
+        if self.cache.was_evicted(dataset, file, flight.first, flight.count):
             self._again.append(flight)
         self.flying.count(flight)
         if not self._ready:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..cache.cache import Cache
     from ..cache.cachedisk import CacheDisk
-    from ..cache.dataset import Dataset
+    from ..cache.dataset import Dataset, Run
     from ..fetching.jobs import Job, JobResult
     from ..fetching.pool import FetcherPool
     from ..store.state import Level
@@ -94,6 +94,7 @@ class Flying:
             no_room = True
         else:
             self.disk.worked()
+            self._give_back(flight)
         finally:
             await self.land(flight, error, no_room=no_room)
 
@@ -221,6 +222,8 @@ class Flying:
         """End a flight: tell those it fails, give back what it leaves, and only then let another one take its place."""
         if error is not None:
             self._tell(flight, error)
+        if flight.reserved:
+            flight.end()
         self._touch_down(flight, error, no_room=no_room)
         try:
             if flight.reserved:
@@ -230,11 +233,15 @@ class Flying:
 
     def land_now(self, flight: Flight) -> None:
         """The same of a flight that has brought everything."""
+        self._give_back(flight)
+        self._touch_down(flight, None, no_room=False)
+        self._leave(flight)
+
+    def _give_back(self, flight: Flight) -> None:
+        """Everything is there: claimed is at most what others have brought a part of meanwhile, or had before."""
         if flight.reserved:
             self.cache.ledger.cancel(flight.dataset.number, flight.file, flight.reserved)
             flight.reserved = 0
-        self._touch_down(flight, None, no_room=False)
-        self._leave(flight)
 
     def _tell(self, flight: Flight, error: StreamingError) -> None:
         self.failed += 1
@@ -263,7 +270,7 @@ class Flying:
         dataset, work = flight.dataset, flight.dataset.working(flight.file)
         work.flights.remove(flight)
         # those who lack a block that only its frames touch wait for it too
-        low, high = min(flight.start, flight.covers[0] * BLOCK), max(flight.stop, sum(flight.covers) * BLOCK)
+        low, high = min(flight.start, flight.covers[0]), max(flight.stop, flight.covers[1])
         for waiter in list(work.waiters):
             waiter.ended(low, high, None, no_room=False)
         dataset.rest(flight.file)
@@ -275,8 +282,26 @@ class Flying:
         dataset, file = flight.dataset, flight.file
         if dataset.working(file).refused:
             await self._wait_unheld(flight)
-        await self.cache.scrub(dataset, file, flight.first, flight.count, flight.reserved)
+        await self.cache.scrub(dataset, file, self._leavings(flight), flight.reserved)
         flight.reserved = 0
+
+    def _leavings(self, flight: Flight) -> list[Run]:
+        """Blocks that a flight may have written into and that hold nothing; not what others are writing into too.
+
+        Those punch them in their turn if they come to nothing. Nobody begins to: this one covers them as a whole.
+        """
+        dataset, file = flight.dataset, flight.file
+        others = [each for each in dataset.working(file).flights if each is not flight and not each.ended]
+        runs: list[Run] = []
+        for first, count in dataset.vacant(file, flight.first, flight.count):
+            for block in range(first, first + count):
+                if any(each.first <= block < each.first + each.count for each in others):
+                    continue
+                if runs and sum(runs[-1]) == block:
+                    runs[-1] = runs[-1][0], runs[-1][1] + 1
+                else:
+                    runs.append((block, 1))
+        return runs
 
     async def _wait_unheld(self, flight: Flight) -> None:
         """Withdrawn blocks may still be copied from by those who were told that they hold them."""
@@ -291,7 +316,7 @@ class Flying:
         """What is resident of a file goes as soon as those who hold it let go; nobody is told of it from now on."""
         while (work := dataset.working(file)).flights:  # a record without flights may have been forgotten meanwhile
             await self.wait_landing()
-        flight = Flight(dataset, file, (0, dataset.blocks(file)), demand=False, visible=False, on_arrival=lambda *_: 0)
+        flight = Flight(dataset, file, (0, dataset.size(file)), demand=False, visible=False, on_arrival=lambda _: 0)
         work.flights.append(flight)
         flight.reserved = self.cache.withdraw(dataset, file, flight.first, flight.count)
         return flight
@@ -301,7 +326,7 @@ class Flying:
         dataset, file = flight.dataset, flight.file
         try:
             await self._wait_unheld(flight)
-            await self.cache.scrub(dataset, file, flight.first, flight.count, flight.reserved)
+            await self.cache.scrub(dataset, file, self._leavings(flight), flight.reserved)
         finally:
             work = dataset.working(file)
             work.flights.remove(flight)

@@ -3,7 +3,8 @@ Pure.
 
 Frames end where samples end, not where blocks do: most borders lie inside a block, and a block is resident only as a
 whole. The part of it that came with one frame is kept here (a few kilobytes in memory, never on the disk), until the
-frame beside it is fetched, or until a flight needs nothing but such parts.
+frame beside it is fetched, or until a flight needs nothing but such parts. Who asks for a sample alone needs no such
+block as a whole, hence no frame but the sample's own.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from ..cache.dataset import Run
     from ..cache.ledger import FileKey
     from ..fetching.jobs import Piece
+    from .flights import ByteRange
 
-__all__ = ["MOST_EDGES", "Edges", "Framing", "cut_at_frames", "frame_run"]
+__all__ = ["MOST_EDGES", "Edges", "Framing", "cut_at_frames", "frame_run", "frame_sample"]
 
 # 4096 parts of blocks are 16 MiB at the most; one that is gone costs fetching its frame once more.
 MOST_EDGES = 4096
@@ -72,10 +74,10 @@ class Edges:
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """A run of blocks that frames and kept parts fill; `covers`: every block that these frames touch."""
+    """A range of bytes that frames and kept parts fill, and `covers`, which no other flight needs to fetch."""
 
-    run: Run
-    covers: Run
+    span: ByteRange
+    covers: ByteRange
     frames: tuple[Frame, ...]
     patches: tuple[Piece, ...]
 
@@ -101,7 +103,8 @@ def frame_run(table: SeekTable, edges: Edges, file: FileKey, run: Run, size: int
     frames = tuple(table.frames_for(start + len(head), stop - len(tail)))
     if not frames:
         pieces = [(start, head), (stop - len(tail), tail)]
-        return Framing(run, run, (), tuple(piece for piece in pieces if piece[1]))
+        span = start, (run[0] + run[1]) * BLOCK
+        return Framing(span, span, (), tuple(piece for piece in pieces if piece[1]))
     low, high = frames[0].raw_off, frames[-1].raw_off + frames[-1].raw_len
     lowest, highest = room[0] * BLOCK, min((room[0] + room[1]) * BLOCK, size)
     patches: list[Piece] = []
@@ -129,8 +132,23 @@ def frame_run(table: SeekTable, edges: Edges, file: FileKey, run: Run, size: int
             end = whole
             patches.append((high, known))
         end = min(end, highest)
-    count = -(-end // BLOCK) - first
-    covers = (low // BLOCK, -(-high // BLOCK) - low // BLOCK)
-    begin = min(first, covers[0])
-    covers = (begin, max(first + count, covers[0] + covers[1]) - begin)
-    return Framing((first, count), covers, frames, tuple(patches))
+    span = first * BLOCK, -(-end // BLOCK) * BLOCK
+    # every block that these frames touch
+    covers = min(span[0], low // BLOCK * BLOCK), max(span[1], -(-high // BLOCK) * BLOCK)
+    return Framing(span, covers, frames, tuple(patches))
+
+
+def frame_sample(table: SeekTable, span: ByteRange, size: int, room: Run) -> Framing:
+    """What to fetch for a range that is cut where samples begin and end: their frames, and what else these hold whole.
+
+    `room` is the run of blocks that may be filled beside it.
+    """
+    start, stop = span
+    frames = tuple(table.frames_for(start, stop))
+    low, high = frames[0].raw_off, frames[-1].raw_off + frames[-1].raw_len
+    first, end = start // BLOCK * BLOCK, min(-(-stop // BLOCK) * BLOCK, size)
+    if low <= first and room[0] * BLOCK <= first:
+        start = max(-(-low // BLOCK) * BLOCK, room[0] * BLOCK)
+    if high >= end and min((room[0] + room[1]) * BLOCK, size) >= end:
+        stop = min(high if high == size else high // BLOCK * BLOCK, min((room[0] + room[1]) * BLOCK, size))
+    return Framing((start, stop), (low, high), frames, ())

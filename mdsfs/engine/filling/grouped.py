@@ -208,8 +208,7 @@ class Grouped:
         for flight, edges in arrived:
             for at, data in edges:
                 flying.edges.keep((flight.dataset.number, flight.file), at, data)
-        runs = [(flight.dataset, flight.file, flight.first, flight.count) for flight, _ in arrived]
-        fresh, error = flying.cache.commit_all(runs)
+        fresh, error = flying.cache.commit_all([flight.arrival for flight, _ in arrived])
         if error is not None:  # as it stands the others fly again, and meet it themselves
             flying.disk.refused(CacheFullError(f"the disk under the cache does not take any more: {error.strerror}"))
         for (flight, _), blocks in zip(arrived, fresh, strict=False):

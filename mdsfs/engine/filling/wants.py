@@ -34,12 +34,13 @@ __all__ = ["Claim", "WantedRange", "Wants"]
 
 @dataclass(frozen=True, slots=True)
 class WantedRange:
-    """A range inside its file, and what to fetch around it when it is absent."""
+    """A range inside its file, and what to fetch around it when it is absent; `sample`: it is one sample, exactly."""
 
     file: int
     start: int
     stop: int
     around: ByteRange
+    sample: bool = False
 
 
 @dataclass(slots=True)
@@ -66,10 +67,15 @@ class Wants:
     def __repr__(self) -> str:
         return f"Wants({self.hits} hits, {self.misses} misses)"
 
-    def claim_nowait(self, dataset: Dataset, wanted: Sequence[tuple[int, int, int]]) -> Claim | None:
-        """The claim if everything is resident; None, and nothing held, if something is not."""
+    def claim_nowait(
+        self, dataset: Dataset, wanted: Sequence[tuple[int, int, int]], *, samples: bool = False
+    ) -> Claim | None:
+        """The claim if everything is resident; None, and nothing held, if something is not.
+
+        `samples`: each range is one sample, exactly.
+        """
         for file, start, stop in wanted:
-            if not dataset.checked[file] or not dataset.is_resident(file, start, stop - start):
+            if not dataset.checked[file] or not dataset.is_here(file, start, stop, sample=samples):
                 return None
         self.hits += 1
         claim = Claim()
@@ -124,7 +130,8 @@ class Wants:
 
         async def bring(file: int) -> None:
             around = {(each.start, each.stop): each.around for each in by_file[file]}
-            left = await self._fills.bring(dataset, file, around)
+            samples = all(each.sample for each in by_file[file])
+            left = await self._fills.bring(dataset, file, around, samples=samples)
             if left:
                 crowded.append((file, sorted(left)))
 

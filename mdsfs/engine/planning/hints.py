@@ -111,6 +111,8 @@ class Job:
         self.warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
         self.members: set[Member] = set()
         self.lanes: dict[Lane, dict[Member, Place]] = {}
+        self.by_pages = False
+        """Somebody reads through a kernel's page cache, which asks for whole pages however small a sample is."""
         self.begun = 0
         """The epoch that was begun last."""
         self.lingering = trio.CancelScope()

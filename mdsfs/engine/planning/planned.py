@@ -145,7 +145,7 @@ class PlannedPolicy:
                 return
             self.planner.head_arrived(dataset.number, shard)
             # what came before its head did
-            for each in dataset.residency.runs(file, 0, dataset.blocks(file), present=True):
+            for each in dataset.stretches(file):
                 yield from self._samples_of(planned, shard, file, each)
         else:
             yield from self._samples_of(planned, shard, file, run)
@@ -159,8 +159,9 @@ class PlannedPolicy:
 
         def is_here(index: int) -> bool:
             start, stop = int(offsets[index]), int(offsets[index + 1])
-            inside = first * BLOCK <= start and stop <= (first + count) * BLOCK
-            return inside or planned.dataset.is_resident(file, start, stop - start)
+            # the outer blocks may be there in part only
+            inside = (first + 1) * BLOCK <= start and stop <= (first + count - 1) * BLOCK
+            return inside or planned.dataset.is_here(file, start, stop, sample=True)
 
         while low < high and not is_here(low):
             low += 1

@@ -105,6 +105,34 @@ class PlannedDataset:
         begin, end = int(offsets[first]) // BLOCK, -(-int(offsets[stop]) // BLOCK)
         return begin, end - begin
 
+    def span_of(self, offsets: NDArray[np.int64], first: int, stop: int) -> tuple[int, int]:
+        """The bytes of samples first:stop of a shard, to be fetched without what else lies on their outer blocks.
+
+        A sample that lies on one block needs all of it: where such a one begins or ends the run, so do whole blocks.
+        """
+        begin, end = int(offsets[first]), int(offsets[stop])
+        if int(offsets[first + 1]) <= begin // BLOCK * BLOCK + BLOCK:
+            begin = begin // BLOCK * BLOCK
+        if int(offsets[stop - 1]) >= (end - 1) // BLOCK * BLOCK:
+            end = -(-end // BLOCK) * BLOCK
+        return begin, end
+
+    def widened(
+        self, offsets: NDArray[np.int64], span: tuple[int, int], most: tuple[int, int], wanted: NDArray[np.bool_]
+    ) -> tuple[int, int]:
+        """A range of bytes with the samples beside it that are wanted, as far as they follow it without a gap.
+
+        `most`: contains the range, and bounds the result; `wanted`: bool [samples of the shard].
+        """
+        begin, end = int(offsets.searchsorted(span[0], "right")) - 1, int(offsets.searchsorted(span[1], "left"))
+        first, stop = begin, end
+        while first > 0 and offsets[first - 1] >= most[0] and wanted[first - 1]:
+            first -= 1
+        while stop < len(wanted) and offsets[stop + 1] <= most[1] and wanted[stop]:
+            stop += 1
+        low, high = self.span_of(offsets, first, stop)
+        return max(low, most[0]) if first < begin else span[0], min(high, most[1]) if stop > end else span[1]
+
     def samples_in(self, offsets: NDArray[np.int64], first: int, count: int) -> tuple[int, int]:
         """Samples of a shard that have a byte in these blocks."""
         low = int(offsets.searchsorted(first * BLOCK, "right")) - 1

@@ -15,6 +15,7 @@ import numpy as np
 import trio
 
 from mdsfs.plan.bounds import refetching
+from mdsfs.plan.calendar import UNKNOWN
 from mdsfs.plan.planner import Planner
 from mdsfs.plan.state import ABSENT
 from mdsfs.plan.track import prepare, shards_read
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from ..cache.cache import Cache
     from ..cache.dataset import Dataset
     from ..filling.fills import Fills
-    from ..filling.flights import Flight
+    from ..filling.flights import ByteRange, Flight
     from ..filling.wants import WantedRange
     from .hints import Job
     from .stalls import Cause
@@ -86,6 +87,7 @@ class Planning:
         self._work = trio.Event()
         cache.policy = self.policy
         self.policy.may_go = cache.may_go
+        fills.cuts, fills.worth = self._cuts, self._worth
 
     def __repr__(self) -> str:
         return f"Planning({len(self._jobs)} jobs, {len(self._under)} fetches under way)"
@@ -210,7 +212,7 @@ class Planning:
                 return
             if found is not None:
                 planned.keep(shard, found)
-            for first, count in dataset.residency.extents(file):
+            for first, count in dataset.stretches(file):
                 self.policy.arrived([(dataset, file, first, count)])
         self._work.set()
 
@@ -296,7 +298,31 @@ class Planning:
                 yield file, 0, planned.dataset.size(file)
         elif (offsets := planned.offsets(fetch.shard)) is not None:
             base = int(planned.shape.first[fetch.shard])
-            yield files[0], int(offsets[fetch.first - base]), int(offsets[fetch.stop - base])
+            yield files[0], *planned.span_of(offsets, fetch.first - base, fetch.stop - base)
+
+    def _cuts(self, dataset: Dataset, file: int) -> bool:
+        """Whether samples are fetched without what else lies on their outer blocks: their shard is not kept as a whole,
+        and nobody reads it by pages."""
+        planned = self.policy.datasets.get(dataset.number)
+        if planned is None or (shard := planned.shard_of(file)) < 0:
+            return False
+        if self.planner.dataset(dataset.number).by_shard[shard]:
+            return False
+        return not any(each.job.by_pages and dataset.number in each.numbers for each in self._jobs.values())
+
+    def _worth(self, dataset: Dataset, file: int, span: ByteRange, most: ByteRange) -> ByteRange:
+        """Of the bytes around some samples that come with them, those that are read before what would go for them."""
+        planned, limit = self.policy.datasets[dataset.number], self.planner.furthest
+        shard = planned.shard_of(file)
+        if limit >= UNKNOWN:
+            return most
+        if (offsets := planned.offsets(shard)) is None:
+            return span
+        inside = slice(int(offsets.searchsorted(most[0])), int(offsets.searchsorted(most[1], "right")) - 1)
+        wanted = np.zeros(len(offsets) - 1, np.bool_)
+        samples = np.arange(len(wanted))[inside] + int(planned.shape.first[shard])
+        wanted[inside] = self.planner.distances(dataset.number, samples) < limit
+        return planned.widened(offsets, span, most, wanted)
 
     async def _find(self, under: _Under, dataset: Dataset, file: int, start: int, stop: int) -> None:
         try:
@@ -317,7 +343,16 @@ class Planning:
         work = dataset.work.get(file)
         if work is None or work.error is None:
             distance = under.fetch.distance
-            flights = self._fills.launch(dataset, file, start, stop, demand=False, distance=distance, landed=landed)
+            flights = self._fills.launch(
+                dataset,
+                file,
+                start,
+                stop,
+                demand=False,
+                cut=under.fetch.kind == "samples" and self._cuts(dataset, file),
+                distance=distance,
+                landed=landed,
+            )
             under.left += len(flights)
             self._launched.update(flights)
             if not flights:
@@ -340,7 +375,9 @@ class Planning:
     def waiting(self, dataset: Dataset, wanted: Sequence[WantedRange], reader: int) -> Iterator[None]:
         """While the block runs, a reader waits for the first of these that is not here."""
         planned = self.policy.datasets.get(dataset.number)
-        absent = next((each for each in wanted if not dataset.is_resident(each.file, *_span(each))), None)
+        absent = next(
+            (each for each in wanted if not dataset.is_here(each.file, each.start, each.stop, sample=each.sample)), None
+        )
         if planned is None or absent is None or (shard := planned.shard_of(absent.file)) < 0:
             yield
             return
@@ -382,7 +419,3 @@ class Planning:
         if known is None or state is None:
             return None
         return known.to_json(state, {number: each.dataset.url for number, each in self.policy.datasets.items()})
-
-
-def _span(wanted: WantedRange) -> tuple[int, int]:
-    return wanted.start, wanted.stop - wanted.start

@@ -21,7 +21,7 @@ OPS: Mapping[str, frozenset[str]] = {
     "open": frozenset({"url", "identity", "list", "validate", "publish"}),
     "attach": frozenset({"dataset"}),
     "file": frozenset({"dataset", "file"}),
-    "want": frozenset({"dataset", "ranges", "handle", "timeout", "touch"}),
+    "want": frozenset({"dataset", "ranges", "samples", "handle", "timeout", "touch"}),
     "done": frozenset({"want"}),
     "ahead": frozenset({"dataset", "ranges"}),
     "hint": frozenset({"epoch", "drop", "at"}),

@@ -49,9 +49,17 @@ class Membership:
         return f"Membership({list(self._members.values())})"
 
     async def hint(
-        self, document: memoryview, datasets: Mapping[int, tuple[Dataset, Local | None]], begun: Begun, pid: int
+        self,
+        document: memoryview,
+        datasets: Mapping[int, tuple[Dataset, Local | None]],
+        begun: Begun,
+        pid: int,
+        *,
+        by_pages: bool = False,
     ) -> tuple[dict[str, Any], list[int]]:
         """Take part in a job, from this epoch on: the answer, with the order's descriptor if the order is here.
+
+        `by_pages`: what is read are pages of files, not samples.
 
         Raises ProtocolError or EngineError for a hint that is not followed, which the status shows then.
         """
@@ -64,6 +72,7 @@ class Membership:
             if highest >= sum(_samples(each, dataset) for each, (dataset, _) in zip(hint.streams, opened, strict=True)):
                 raise ProtocolError(f"ids: {highest} is the id of no sample")
             member = self._join(hint, opened, begun, pid)
+            member.job.by_pages |= by_pages
         except StreamingError as error:
             self._hints.refuse(pid, error)
             raise

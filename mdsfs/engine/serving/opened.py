@@ -65,7 +65,9 @@ class Opened:
             if length and offset < dataset.size(file) and self.source_file(file) is None
         ]
 
-    def widened(self, engine: Engine, handle: int | None, wanted: Sequence[Range]) -> list[WantedRange]:
+    def widened(
+        self, engine: Engine, handle: int | None, wanted: Sequence[Range], *, samples: bool
+    ) -> list[WantedRange]:
         """The ranges with what is to be fetched around them; what lies ahead is on its way from here."""
         found = []
         for file, start, stop in dict.fromkeys(wanted):
@@ -76,7 +78,7 @@ class Opened:
                 around = around if planned else reach.demand[1:]
                 if not planned or reach.window >= SURE_WINDOW:
                     engine.ahead.add(self.dataset, reach.ahead)
-            found.append(WantedRange(file, start, stop, around))
+            found.append(WantedRange(file, start, stop, around, samples))
         return found
 
 

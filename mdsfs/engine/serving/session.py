@@ -283,6 +283,7 @@ class Session:
         timeout = fields.seconds(request, "timeout")
         files = len(dataset.tables.files)
         touched = fields.pairs(request, "touch")
+        samples = fields.flag(request, "samples")
         if any(file >= files for file, _, _ in ranges) or any(file >= files for file, _ in touched):
             raise ProtocolError(f"file: expected 0 to {files - 1}")
         if len(self._claims) >= MAX_CLAIMS:
@@ -294,11 +295,16 @@ class Session:
         if wanted:
             self.activity.wants += 1
             self.activity.note(dataset, wanted)
-        if (claim := self._engine.wants.claim_nowait(dataset, wanted)) is not None:
+        if (claim := self._engine.wants.claim_nowait(dataset, wanted, samples=samples)) is not None:
             self.activity.hits += bool(wanted)
             self._grant(number, claim)
             return
-        self._run(number, lambda: self._want(number, opened, opened.widened(self._engine, handle, wanted), timeout))
+
+        async def want() -> None:
+            around = opened.widened(self._engine, handle, wanted, samples=samples)
+            await self._want(number, opened, around, timeout)
+
+        self._run(number, want)
 
     async def _want(self, number: int, opened: Opened, wanted: list[WantedRange], patience: float) -> None:
         stall = self._engine.planning.waiting(opened.dataset, wanted, self.pid)
@@ -350,7 +356,7 @@ class Session:
 
         async def work() -> None:
             datasets = {which: (each.dataset, each.local) for which, each in self._datasets.items()}
-            told, fds = await self.membership.hint(document, datasets, begun, self.pid)
+            told, fds = await self.membership.hint(document, datasets, begun, self.pid, by_pages=self.kind == "mount")
             self._answer(number, told, fds)
 
         self._run(number, work)
