@@ -97,7 +97,7 @@ class Contents:
         record = file_state(self._records[number])
         if number in self._failed:
             state = "failed"
-        elif blocks * BLOCK >= size:
+        elif blocks * BLOCK >= size and self.is_complete(number):  # of a block that is there it may be a part
             state = "complete"
         else:
             state = "partial" if blocks else "absent"

@@ -105,7 +105,10 @@ class Activity:
 
 
 def shard_states(dataset: Dataset, ledger: Ledger) -> dict[str, int]:
-    """How many files are complete, partial, absent; beside that how many are being fetched, and how many are broken."""
+    """How many files are complete, partial, absent; beside that how many are being fetched, and how many are broken.
+
+    Counted by blocks of which something is there: of a file that counts as complete, parts of some may be missing.
+    """
     resident = ledger.resident_blocks_of(dataset.number)
     blocks = -(-np.asarray(dataset.tables.files["size"], np.int64) // BLOCK)
     complete = int(np.count_nonzero(resident >= blocks))

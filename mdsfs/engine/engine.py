@@ -27,6 +27,7 @@ from .planning.orders import Orders
 from .planning.planning import Planning
 from .sources.sources import Sources
 from .status import document, version
+from .store.disk import is_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +51,7 @@ class Engine:
         self.started_at = time.monotonic()  # the other one jumps when somebody sets the clock
         self.timings = Timings()
         self.health = Health()
-        self.cache = Cache(options.cache_limit, self.timings)
+        self.cache = Cache(options.cache_limit, self.timings, trees=not is_memory(options.cache_dir))
         self.disk = CacheDisk(options.cache_dir, self.health)
         self.memory = options.memory()
         self.pool = FetcherPool(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lot", "look"]
 
-# What a request brings beside the samples it is for: whole blocks at both ends.
+# What a request takes in the cache beside the samples it is for: whole blocks at both ends.
 _EDGES = 4096
 # Of the bytes of a lot, so much may be fetched beside what is wanted, to save requests.
 EXTRA = 0.02

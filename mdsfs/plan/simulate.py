@@ -311,9 +311,10 @@ class _Simulation:
         """Bytes that must come for neighbours of one shard that take `size` in the cache."""
         frame = self._workload.stored.frame
         raw, stored = max(int(self._shape.sizes[shard]), 1), int(self._shape.stored[shard])
-        if not frame:
-            return min(size, raw) * stored / raw
         each = raw / max(int(self._shape.first[shard + 1] - self._shape.first[shard]), 1)
+        if not frame:
+            # of the blocks at both ends only the samples' own part comes, but where whole shards are kept
+            return min(size if self._state.by_shard[shard] else count * each, raw) * stored / raw
         # frames are cut between samples: both ends are in the middle of one, on average
         return min(count * each + max(frame - each, 0.0), raw) * stored / raw
 

@@ -143,11 +143,21 @@ def test_more_blocks_cannot_leave_than_came() -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "pages", "cost"), [(0, 1, 0), (1, 1, 4), (128, 1, 131), (129, 1, 133), (5, 9, 12), (50, 9, 61)]
+    ("blocks", "pages", "cost"), [(0, 1, 0), (1, 1, 4), (128, 1, 131), (129, 1, 133), (2, 9, 10), (50, 9, 61)]
 )
 def test_a_file_costs_its_blocks_and_what_remembers_them(blocks: int, pages: int, cost: int) -> None:
     """Blocks, one per 128 for the extent tree, one for its record, and the bitmap's pages that it can have touched."""
     assert charge(blocks, pages) == cost
+
+
+def test_a_filesystem_in_memory_spends_no_blocks_on_remembering() -> None:
+    """There a file costs its blocks and its bitmaps' pages, one by one as in the sum over a dataset."""
+    ledger = Ledger(1 << 30, trees=False)
+    ledger.add_dataset(7, np.array([0, 1, 300, 40000]), np.array([1, 1, 1, 9]))
+    assert ledger.used == 1 + 1 + 300 + 1 + 40000 + 9
+    assert ledger.try_reserve(7, 0, 5)
+    assert ledger.used == 40312 + 5 + 1
+    assert charge(5, 1, trees=False) == 6
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ nothing). Beside that stand fixed charges: what a dataset's tables, index and st
 
 **Invariant:** `used == fixed + the sum of charge(file)`, and `used <= limit` after every call that takes room. A file's
 charge is its blocks (resident and reserved) and what the filesystem spends to remember them: an extent tree, at worst
-one entry per block; pages of the residency bitmap; one page that the directory or the tree may grow by.
+one entry per block, and one page that the directory or the tree may grow by, where it keeps such things on the disk;
+pages of the residency bitmaps.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ BLOCK = 4096
 EXTENTS_PER_BLOCK = 128
 # One page of a residency bitmap covers this many blocks.
 BLOCKS_PER_BITMAP_PAGE = BLOCK * 8
+# A block may have a bit in each of a file's bitmaps.
+BITMAPS = 3
 # No more chunks than this when everything is resident: the policy's memory stays small however large the cache.
 MOST_CHUNKS = 65536
 # A small cache is cut finer, so that what a few clients hold does not pin all of it.
@@ -48,11 +51,15 @@ def chunk_blocks(limit: int) -> int:
     return size // BLOCK
 
 
-def charge(blocks: int, bitmap_pages: int) -> int:
-    """What a file with so many blocks costs in all; `bitmap_pages`: pages that its residency bitmap lies on."""
+def charge(blocks: int, bitmap_pages: int, *, trees: bool = True) -> int:
+    """What a file with so many blocks costs in all; `bitmap_pages`: pages that its residency bitmaps lie on.
+
+    `trees`: the filesystem keeps extent trees and directories in blocks.
+    """
     if blocks == 0:
         return 0
-    return blocks + -(-blocks // EXTENTS_PER_BLOCK) + 1 + min(blocks, bitmap_pages)
+    tree = -(-blocks // EXTENTS_PER_BLOCK) + 1 if trees else 0
+    return blocks + tree + min(BITMAPS * blocks, bitmap_pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +77,32 @@ class LedgerStatistics:
 class _Accounts:
     """The files of one dataset: counts in arrays, since a dataset may have a million of them."""
 
-    __slots__ = ("pages", "reserved", "resident")
+    __slots__ = ("pages", "reserved", "resident", "trees")
 
-    def __init__(self, resident: npt.NDArray[np.int64], pages: npt.NDArray[np.int64]) -> None:
+    def __init__(self, resident: npt.NDArray[np.int64], pages: npt.NDArray[np.int64], *, trees: bool) -> None:
         self.resident = resident.astype(np.int64)
         self.pages = pages
+        self.trees = trees
         self.reserved: dict[int, int] = {}
 
-    def charge(self, file: int) -> int:
-        return charge(int(self.resident[file]) + self.reserved.get(file, 0), int(self.pages[file]))
+    def charge(self, file: int, more: int = 0) -> int:
+        blocks = int(self.resident[file]) + self.reserved.get(file, 0) + more
+        return charge(blocks, int(self.pages[file]), trees=self.trees)
 
     def total(self) -> int:
         n = self.resident
-        each = n + -(-n // EXTENTS_PER_BLOCK) + 1 + np.minimum(n, self.pages)
+        trees = -(-n // EXTENTS_PER_BLOCK) + 1 if self.trees else 0
+        each = n + trees + np.minimum(BITMAPS * n, self.pages)
         return int(each[n > 0].sum())
 
 
 class Ledger:
     """Blocks of one cache. All methods are atomic: nothing here waits."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, trees: bool = True) -> None:
+        """`trees`: whether the filesystem keeps extent trees and directories in blocks."""
         self.limit = limit // BLOCK
+        self.trees = trees
         self.used = 0
         self.fixed = 0
         self.resident = 0
@@ -130,7 +142,7 @@ class Ledger:
 
     def add_dataset(self, dataset: int, resident: npt.NDArray[np.int64], pages: npt.NDArray[np.int64]) -> None:
         """Take in a dataset's files with what is resident already."""
-        accounts = self._accounts[dataset] = _Accounts(resident, pages)
+        accounts = self._accounts[dataset] = _Accounts(resident, pages, trees=self.trees)
         self.resident += int(accounts.resident.sum())
         self.used += accounts.total()
 
@@ -168,18 +180,14 @@ class Ledger:
     def shortfall(self, dataset: int, file: int, blocks: int) -> int:
         """How many blocks must be released before so many more can be reserved; 0 when they can be now."""
         accounts = self._accounts[dataset]
-        n = int(accounts.resident[file]) + accounts.reserved.get(file, 0)
-        pages = int(accounts.pages[file])
-        return max(0, charge(n + blocks, pages) - charge(n, pages) - self.free)
+        return max(0, accounts.charge(file, blocks) - accounts.charge(file) - self.free)
 
     def shortfall_of_all(self, claims: Mapping[FileKey, int]) -> int:
         """The same for blocks of several files together."""
         needed = 0
         for (dataset, file), blocks in claims.items():
             accounts = self._accounts[dataset]
-            n = int(accounts.resident[file]) + accounts.reserved.get(file, 0)
-            pages = int(accounts.pages[file])
-            needed += charge(n + blocks, pages) - charge(n, pages)
+            needed += accounts.charge(file, blocks) - accounts.charge(file)
         return max(0, needed - self.free)
 
     def try_reserve(self, dataset: int, file: int, blocks: int) -> bool:

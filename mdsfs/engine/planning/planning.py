@@ -22,6 +22,7 @@ from mdsfs.plan.track import prepare, shards_read
 from streaming.engine.residency import BLOCK
 from streaming.errors import StreamingError
 
+from ..cache.ledger import EXTENTS_PER_BLOCK
 from .knownjob import KnownJob, streams_of
 from .planned import PlannedPolicy, advice
 from .planneddataset import PlannedDataset
@@ -219,16 +220,19 @@ class Planning:
     def _set_capacity(self) -> None:
         """What the cache has for data: without what files cost beside it."""
         ledger = self._cache.ledger
-        files = heads = 0
-        for planned in self.policy.datasets.values():
-            files += planned.shape.shards
-            counts = planned.shape.first[1:] - planned.shape.first[:-1]
-            heads += int((-(-(4 * counts + 8) // BLOCK)).sum())
+        beside = 0
+        for number, planned in self.policy.datasets.items():
+            beside += (planned.shape.shards if ledger.trees else 0) + int(planned.dataset.bitmap_pages().sum())
+            if self.planner.dataset(number).regime.kind == "ranges":  # what is kept of samples are not their tables
+                counts = planned.shape.first[1:] - planned.shape.first[:-1]
+                beside += int((-(-(4 * counts + 8) // BLOCK)).sum())
         # Of a planned dataset what is pinned is read as well; that of others is only in the way.
         others = self._cache.datasets.keys() - self.policy.datasets.keys()
         blocks = max(ledger.limit - ledger.fixed - sum(map(self._cache.pins.blocks_of, others)), 0)
-        blocks -= min(2 * files + heads, blocks // 4)
-        self.planner.capacity = max(blocks * 128 // 129, 1) * BLOCK
+        blocks -= min(beside, blocks // 4)
+        if ledger.trees:
+            blocks = blocks * EXTENTS_PER_BLOCK // (EXTENTS_PER_BLOCK + 1)
+        self.planner.capacity = max(blocks, 1) * BLOCK
         self.planner.decide()
 
     # ---- fetching ----------------------------------------------------------------------------------------------------

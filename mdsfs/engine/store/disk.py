@@ -22,6 +22,7 @@ __all__ = [
     "data_runs",
     "filesystem_type",
     "is_fuse",
+    "is_memory",
     "leases_are_honest",
     "lock_exclusively",
     "nobody_else_has_it_open",
@@ -36,6 +37,7 @@ _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 
 # statfs.f_type, from linux/magic.h
 _FUSE = 0x65735546
+_TMPFS = 0x01021994
 # These answer F_SETLEASE for their own view of the file only: overlayfs opens the lower or upper inode anew, the
 # others do not see the other hosts.
 _DISHONEST_LEASES = {
@@ -128,6 +130,11 @@ def filesystem_type(path: str | os.PathLike[str]) -> int:
         raise OSError(number, os.strerror(number), os.fspath(path))
     magic: int = struct.unpack("=Q", struct.pack("=q", answer.f_type))[0] & 0xFFFFFFFF
     return magic
+
+
+def is_memory(path: str | os.PathLike[str]) -> bool:
+    """Whether files at this path are kept in memory, by a filesystem that spends no blocks on remembering them."""
+    return filesystem_type(path) == _TMPFS
 
 
 def is_fuse(path: str | os.PathLike[str]) -> bool:
