@@ -223,7 +223,7 @@ def test_small_ranges_are_fetched_by_the_dozen(opened: Open, options: dict[str, 
 
 def test_what_a_group_does_not_bring_is_fetched_alone(opened: Open) -> None:
     """Requests that break, are refused, or bring wrong bytes: every sample is right, and none was given up."""
-    source = opened(8, 100, 0.4, 8000, compression="zstd:1", frame="sample")
+    source = opened(8, 100, 0.4, 9000, compression="zstd:1", frame="sample")
     dataset = source.dataset(batch_size=24)
     samples = iter(dataset)
     found = source.read(next(samples) for _ in range(160))

@@ -57,6 +57,8 @@ SHARE = 8
 REFILL = 4
 # Each decision looks at every job's next uses: more jobs than any host has would make all of them slow.
 MOST_JOBS = 32
+# Of smaller samples the requests cost more than the rest of their blocks.
+LEAST_CUT = 2 * BLOCK
 # Orders that are sorted at the same time: each takes some bytes of memory per sample meanwhile.
 SORTED_AT_ONCE = 1
 
@@ -306,9 +308,9 @@ class Planning:
 
     def _cuts(self, dataset: Dataset, file: int) -> bool:
         """Whether samples are fetched without what else lies on their outer blocks: their shard is not kept as a whole,
-        and nobody reads it by pages."""
+        nobody reads it by pages, and it saves more than the requests that a neighbour's part of a block saves."""
         planned = self.policy.datasets.get(dataset.number)
-        if planned is None or (shard := planned.shard_of(file)) < 0:
+        if planned is None or (shard := planned.shard_of(file)) < 0 or planned.shape.sample_bytes <= LEAST_CUT:
             return False
         if self.planner.dataset(dataset.number).by_shard[shard]:
             return False
