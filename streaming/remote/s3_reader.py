@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _ERROR_BODY = 1 << 16
 _SKIP_PIECE = 1 << 18
+# whoever splices is not woken before all that it wants has come, or this many seconds are over
+_GATHER = 0.1
 # a connection that broke after this much more was worth having: its failures are forgotten
 _PROGRESS = 1 << 16
 
@@ -78,6 +80,7 @@ class S3RangeReader(RangeReader):
         self._sock: socket.socket | None = None
         self._answer: http.client.HTTPResponse | None = None
         self._left = 0  # of the body now open
+        self._low = 1  # bytes that wake who waits for the socket
         self._unbuffered = False  # whether nothing of it is in the buffer that its headers were read into
         self._broke: Exception | None = None
         self._cancelled = threading.Event()
@@ -110,7 +113,8 @@ class S3RangeReader(RangeReader):
         return self._take(len(buffer), lambda at, wanted: self._read_some(buffer[at : at + wanted]), until_full=True)
 
     def splice(self, pipe: int, most: int) -> int | None:
-        if self._remote.session().endpoint.startswith("https:") or (self._answer is not None and self._answer.chunked):
+        session = self._session or self._remote.session()
+        if session.endpoint.startswith("https:") or (self._answer is not None and self._answer.chunked):
             return None
         return self._take(most, lambda _, wanted: self._splice_some(pipe, wanted), until_full=False)
 
@@ -162,6 +166,7 @@ class S3RangeReader(RangeReader):
     def _read_some(self, view: memoryview) -> int:
         answer = self._answer
         assert answer is not None
+        self._wake_at(1)
         if answer.chunked:
             return answer.readinto(view)
         # one receive, straight into the caller's memory once the headers' buffer is empty
@@ -178,14 +183,24 @@ class S3RangeReader(RangeReader):
             return os.write(pipe, head[: self._read_some(head)])
         sock = self._sock
         assert sock is not None
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
         while True:
+            self._wake_at(wanted)
+            if not poll.poll(1000 * _GATHER):
+                self._wake_at(1)
+                if not poll.poll(1000 * (sock.gettimeout() or 0)):
+                    raise TimeoutError("the server was silent")
             try:
                 return os.splice(sock.fileno(), pipe, wanted)
             except BlockingIOError:
-                poll = select.poll()
-                poll.register(sock, select.POLLIN)
-                if not poll.poll(1000 * (sock.gettimeout() or 0)):
-                    raise TimeoutError("the server was silent") from None
+                continue
+
+    def _wake_at(self, count: int) -> None:
+        """Have whoever waits for the socket sleep until so many bytes have come: each waking costs CPU time."""
+        if count != self._low and self._sock is not None:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+            self._low = count
 
     def _advance(self, count: int) -> None:
         self._at += count
@@ -224,7 +239,7 @@ class S3RangeReader(RangeReader):
     def _send(self, session: S3Session, attempts: Attempts) -> None:
         connection = self._connection
         assert connection is not None
-        self._sock = connection.sock
+        self._sock, self._low = connection.sock, 1
         headers = {"Accept-Encoding": "identity"}
         if self._first or self._stop:
             headers["Range"] = f"bytes={self._first}-{'' if self._stop is None else self._stop - 1}"
@@ -410,6 +425,7 @@ class S3RangeReader(RangeReader):
             self._drop()
             return
         answer.close()
+        self._wake_at(1)
         self._answer = self._connection = self._sock = None
         session.pool.give(connection)
 

@@ -78,7 +78,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     @rule(file=st.integers(0, FILES - 1))
     def hold(self, file: int) -> None:
         """Holds are counted."""
-        self.ledger.hold((1, file, 0))
+        self.ledger.hold([(1, file, 0)])
         self.holds[1, file, 0] = self.holds.get((1, file, 0), 0) + 1
 
     @rule()
@@ -87,7 +87,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         if self.holds:
             chunk = next(iter(self.holds))
             self.holds[chunk] -= 1
-            assert self.ledger.unhold(chunk) is (self.holds[chunk] == 0)
+            assert self.ledger.unhold([chunk]) == ([] if self.holds[chunk] else [chunk])
             if not self.holds[chunk]:
                 del self.holds[chunk]
 

@@ -44,7 +44,7 @@ def test_two_adjacent_reads_start_a_stream_of_one_mebibyte() -> None:
 def test_a_stream_doubles_until_it_covers_whole_shards() -> None:
     """A reader that asks at the front of what is planned is given twice as much each time, up to the most.
 
-    Large windows end at multiples of 8 MiB.
+    Large windows end at multiples of 16 MiB.
     """
     w = widener(1 << 40)
     w.reach(1, 0, 0, GRAIN)
@@ -53,7 +53,7 @@ def test_a_stream_doubles_until_it_covers_whole_shards() -> None:
         reach = w.reach(1, 0, position, GRAIN)
         position = reach.ahead[-1][2]
         windows.append((position - reach.demand[2]) / MIB)
-        assert windows[-1] < 8 or position % (8 * MIB) == 0
+        assert windows[-1] < 16 or position % (16 * MIB) == 0
     assert [1 << int(window).bit_length() - 1 for window in windows] == [1, 2, 4, 8, 16, 32, 64, 64, 64, 64]
 
 

@@ -87,14 +87,14 @@ class Cache:
     def hold(self, dataset: Dataset, file: int, first: int, count: int) -> Hold:
         """Keep these blocks, and what arrives among them, until `unhold` of the answer."""
         cells = dataset.cells(file, first, count)
-        for cell in cells:
-            self.ledger.hold(cell)
+        self.ledger.hold(cells)
         return cells
 
     def unhold(self, hold: Hold) -> None:
         """End a hold."""
-        for cell in hold:
-            if self.ledger.unhold(cell) and cell in self._unheld:
+        free = self.ledger.unhold(hold)
+        for cell in free if self._unheld else ():
+            if cell in self._unheld:
                 self._unheld.pop(cell).set()
 
     def touch(self, dataset: Dataset, file: int, first: int, count: int) -> None:

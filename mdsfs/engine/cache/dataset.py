@@ -8,6 +8,7 @@ or when something must be remembered of it until the engine ends (that it is bro
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,7 +140,7 @@ class Dataset:
         if count <= 0:
             return ()
         indexes = range(first // CELL, (first + count - 1) // CELL + 1)
-        return tuple((self.number, file, index) for index in indexes)
+        return tuple(zip(repeat(self.number), repeat(file), indexes, strict=False))
 
     def grain(self, file: int) -> int:
         """Blocks per chunk of this file: what eviction takes at once."""

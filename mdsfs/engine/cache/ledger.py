@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy.typing as npt
 
@@ -227,18 +227,23 @@ class Ledger:
 
     # ---- holds -------------------------------------------------------------------------------------------------------
 
-    def hold(self, cell: Chunk) -> None:
-        """Keep a cell's blocks from being evicted; counted, so every hold needs its `unhold`."""
-        self._holds[cell] = self._holds.get(cell, 0) + 1
+    def hold(self, cells: Iterable[Chunk]) -> None:
+        """Keep the blocks of cells from being evicted; counted, so every hold needs its `unhold`."""
+        holds = self._holds
+        for cell in cells:
+            holds[cell] = holds.get(cell, 0) + 1
 
-    def unhold(self, cell: Chunk) -> bool:
-        """End one hold; True when it was the last one of this cell."""
-        left = self._holds[cell] - 1
-        if left:
-            self._holds[cell] = left
-            return False
-        del self._holds[cell]
-        return True
+    def unhold(self, cells: Iterable[Chunk]) -> list[Chunk]:
+        """End one hold of each cell; those that nobody holds any more."""
+        holds, free = self._holds, []
+        for cell in cells:
+            left = holds[cell] - 1
+            if left:
+                holds[cell] = left
+            else:
+                del holds[cell]
+                free.append(cell)
+        return free
 
     def is_held(self, cell: Chunk) -> bool:
         """Whether anybody holds the cell."""

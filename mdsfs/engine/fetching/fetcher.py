@@ -136,10 +136,9 @@ class Fetcher:
             task = todo.get()
             done, error = self._attempt(task, desk)
             assert isinstance(task.sink, Sink)
-            extents, etag = task.sink.rest()
             fds = [memfd_of("seek table", done.table)] if done and done.table is not None else []
             end = _result(done) if done else {"error": to_wire(error or CancelledError("cancelled"))}
-            self._end(task, {"extents": extents, "end": end} | ({"etag": etag} if etag else {}), fds)
+            self._end(task, {"extents": task.sink.rest(), "end": end}, fds)
 
     def _end(self, task: _Task, said: dict[str, Any], fds: list[int] | None = None) -> None:
         task.sink.close()

@@ -66,7 +66,7 @@ class Sink:
     """One job's output. Written to by the job's own thread; fenced by another."""
 
     def __init__(self, fd: int, report: Callable[[list[tuple[int, int]], str | None], None]) -> None:
-        """Takes over the descriptor (-1: none). `report` gets extents, and the version when it was not told yet."""
+        """Takes over the descriptor (-1: none). `report` gets extents, or the version as soon as it is known."""
         self._fd = fd
         self._report = report
         self._lock = threading.Lock()
@@ -76,14 +76,14 @@ class Sink:
         self._enough = False
         self._start = self._stop = 0
         self._last = time.monotonic()
-        self._etag: str | None = None
 
     def __repr__(self) -> str:
         return f"Sink(fd={self._fd}, pending={self._start}:{self._stop}, fenced={self._fenced})"
 
     def seen(self, etag: str | None) -> None:
-        """The store named a version; it goes out with the next report."""
-        self._etag = etag
+        """The store named a version: those who wait to ask for it need not wait for bytes as well."""
+        if etag is not None:
+            self._report([], etag)
 
     def write(self, data: memoryview, at: int) -> None:
         """Write all of it; raises CancelledError once fenced, CacheFullError on a full disk."""
@@ -110,15 +110,13 @@ class Sink:
         if done - self._start >= REPORT_BYTES and time.monotonic() - self._last >= REPORT_SECONDS:
             self._send(done)
 
-    def rest(self) -> tuple[list[tuple[int, int]], str | None]:
-        """What was written or seen and not reported: it travels with the end of the job."""
-        extents = [(self._start, self._stop - self._start)] if self._stop > self._start else []
-        return extents, self._etag
+    def rest(self) -> list[tuple[int, int]]:
+        """What was written and not reported: it travels with the end of the job."""
+        return [(self._start, self._stop - self._start)] if self._stop > self._start else []
 
     def _send(self, upto: int) -> None:
         if upto > self._start:
-            self._report([(self._start, upto - self._start)], self._etag)
-            self._etag = None
+            self._report([(self._start, upto - self._start)], None)
             self._start = upto
             self._last = time.monotonic()
 

@@ -42,8 +42,6 @@ __all__ = ["Fills"]
 
 log = logging.getLogger(__name__)
 
-# Until the object's version is known only one flight of a file may be under way; it should not be a long one.
-FIRST_PART = 1 << 20
 # What no plan asks for, and nobody waits for, may only push out what no plan needs.
 AFTER_ALL = UNKNOWN - 1
 
@@ -207,7 +205,7 @@ class Fills:
                 self._launch(dataset, file, part, how)
                 for span in absent(dataset, file, (start, stop), cut=cut)
                 for piece in uncovered(work, span)
-                for part in self._parts(dataset, file, piece)
+                for part in self._parts(piece)
             ]
         if demand:
             _hurry(work, start, stop)
@@ -232,13 +230,9 @@ class Fills:
                 launched.append(self._launch(dataset, file, framing.span, how, framing=framing))
         return launched
 
-    def _parts(self, dataset: Dataset, file: int, span: ByteRange) -> Iterable[ByteRange]:
+    def _parts(self, span: ByteRange) -> Iterable[ByteRange]:
         start, stop = span
         size = self._part * BLOCK
-        if stop - start > FIRST_PART and dataset.etag(file) is None and not dataset.working(file).flights:
-            small = (start + FIRST_PART) // BLOCK * BLOCK
-            yield start, small
-            start = small
         while start < stop:
             # by multiples of the part size, so that neighbouring readers cut a shard at the same places
             end = min(stop, start - start % size + size)

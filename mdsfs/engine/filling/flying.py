@@ -104,7 +104,7 @@ class Flying:
         work = dataset.working(file)
         if work.outside or not self.disk.takes(flight.count * BLOCK):
             raise NoRoomError
-        for cell in dataset.cells(file, flight.first, flight.count):
+        for cell in dataset.cells(file, flight.first, flight.count) if work.busy else ():
             while cell in work.busy:
                 await work.busy[cell].wait()
         if flight.reserved:

@@ -24,9 +24,9 @@ FIRST_WINDOW, READS = 1 << 20, 4
 # Of a dataset whose order is known only who has read some megabytes in a row is served as a stream: somebody who copies
 # a file, not a sample that is larger than one read.
 SURE_WINDOW = 4 << 20
-# Enough for 1 GB/s at 60 ms, and one or more whole shards of the usual sizes.
-MAX_WINDOW = 64 << 20
-PART = 8 << 20
+# Enough for 2 GB/s at 60 ms, and two or more whole shards of the usual sizes.
+MAX_WINDOW = 128 << 20
+PART = 16 << 20
 # Handles remembered per client; the one used longest ago starts over as a stray reader.
 MAX_STREAMS = 1024
 
