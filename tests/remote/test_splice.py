@@ -101,3 +101,24 @@ def test_cancel_wakes(faulty: tuple[Store, FaultProxy], take: Take) -> None:
         with pytest.raises(RemoteError, match="cancelled"):
             drain(take, reader)
         other.join()
+
+
+def test_what_has_come_is_given_out_before_a_silence(faulty: tuple[Store, FaultProxy], take: Take) -> None:
+    """A reader that wants more than a slow server has sent has what it has sent."""
+    store, proxy = faulty
+    store.put("x", DATA)
+    proxy.add(Fault("stall", after=300_000))
+    got = bytearray()
+    with store.remote.open_range("x") as reader:
+        while len(got) < 300_000:
+            got += take(reader) or b""
+    assert got == DATA[: len(got)]
+
+
+def test_small_answers_on_the_same_connection(store: Store, take: Take) -> None:
+    """After a large range the connection serves answers of a few bytes as well."""
+    store.put("x", DATA)
+    for start in (0, 100):
+        with store.remote.open_range("x", start, 2_000_000) as reader:
+            drain(take, reader)
+        assert store.remote.read("x", start=5, stop=15)[0] == DATA[5:15]
