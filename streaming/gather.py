@@ -35,7 +35,7 @@ __all__ = ["load_batch"]
 SMALL = 8 << 10
 # Columns from this many bytes on are copied by two threads: below, starting the other one costs more than it saves.
 SHARED = 4 << 20
-# From here on numpy asks for huge pages, into which a quarter more is copied a second than into small ones. Memory
+# From here on numpy asks for huge pages, into which a seventh to a third more is copied a second. Memory
 # that is asked for and not touched costs nothing, so that is what batches of a megabyte ask for.
 HUGE = 4 << 20
 
@@ -212,7 +212,7 @@ def _copy_by_two(pieces: list[tuple[int, int, int]], values: NDArray[np.uint8]) 
     Started without `threading.Thread`, which waits until the thread runs: that takes as long as copying 2 MiB.
     """
     source, left = memory("|u1"), iter(pieces)
-    wrong: list[BaseException] = []
+    wrong: list[Exception] = []
 
     def copy() -> None:
         for begin, end, stop in left:
@@ -221,7 +221,7 @@ def _copy_by_two(pieces: list[tuple[int, int, int]], values: NDArray[np.uint8]) 
     def help_out() -> None:
         try:
             copy()
-        except BaseException as error:
+        except Exception as error:
             wrong.append(error)
         finally:
             done.release()

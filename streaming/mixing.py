@@ -13,6 +13,7 @@ import numpy as np
 from streaming.cached import EngineFolder
 from streaming.first import bring_shard
 from streaming.gather import load_batch
+from streaming.mds.tables import check_ids
 from streaming.order.spanner import Spanner
 from streaming.reader import Shards, schema_from_json
 from streaming.resident import PageWatch
@@ -146,8 +147,7 @@ class Mix:
         if len(self._parts) == 1 and len(ids):
             yield self._parts[0], np.arange(len(ids)), ids
             return
-        if len(ids) and not (ids.min() >= 0 and ids.max() < self.num_samples):
-            raise IndexError(f"sample ids: expected 0 to {self.num_samples - 1}, got {ids.min()} to {ids.max()}")
+        check_ids(ids, self.num_samples)
         streams = np.searchsorted(self.sample_offset_per_stream, ids, side="right") - 1
         for stream in np.unique(streams).tolist():
             places = np.flatnonzero(streams == stream)

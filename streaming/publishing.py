@@ -15,6 +15,7 @@ import numpy as np
 from streaming.engine.hint import LARGEST, Hint, HintedStream, HintWorld
 from streaming.errors import StreamingError
 from streaming.hinting import INTERVAL, engines_of
+from streaming.mds.tables import check_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,6 +143,5 @@ def checked_ids(ids: Any, samples: int) -> NDArray[np.int64]:
     found = np.array(ids, np.int64).reshape(-1)
     if not 0 < len(found) < LARGEST:
         raise ValueError(f"expected 1 to {LARGEST} ids, got {len(found)}")
-    if found.min() < 0 or found.max() >= samples:
-        raise IndexError(f"sample ids: expected 0 to {samples - 1}, got {found.min()} to {found.max()}")
+    check_ids(found, samples)
     return found

@@ -34,6 +34,7 @@ __all__ = [
     "SHARD",
     "DatasetTables",
     "build_tables",
+    "check_ids",
     "load_tables",
     "objects_tables",
     "pack_tables",
@@ -148,13 +149,18 @@ class DatasetTables:
 
     def find_shards(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard of each sample id. Raises IndexError for an id that is not there."""
-        if ids.size and ids.view(np.uint64).max() >= self.samples:  # negative ones are huge without their sign
-            raise IndexError(f"sample ids: expected 0 to {self.samples - 1}, got {ids.min()} to {ids.max()}")
+        check_ids(ids, self.samples)
         # 'right' passes over shards without samples, which share their first sample with their successor
         return self.first_sample.searchsorted(ids, side="right") - 1
 
     def _text(self, at: int, length: int) -> str:
         return str(self.blob[at : at + length], "utf-8")
+
+
+def check_ids(ids: NDArray[np.int64], samples: int) -> None:
+    """Raise IndexError for an id that none of so many samples has."""
+    if ids.size and ids.view(np.uint64).max() >= samples:  # negative ones are huge without their sign
+        raise IndexError(f"sample ids: expected 0 to {samples - 1}, got {ids.min()} to {ids.max()}")
 
 
 # ---- building -------------------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_in_half_the_room_the_log_explains_every_byte_fetched_again(
     runs = [re.findall(r"\d+:(\d+)-(\d+)", ranges) for _, ranges in told]
     assert sum(int(last) - int(first) for each in runs for first, last in each) == evicted
     again = [0] * 8
-    for ranges in re.findall(r" refetch dataset=\d+ ranges=(\S+)", engine.log.read_text()):
+    for ranges in re.findall(r" refetch dataset=\d+ bytes=\d+ ranges=(\S+)", engine.log.read_text()):
         for file, first, last in re.findall(r"(\d+):(\d+)-(\d+)", ranges):
             again[int(file)] += int(last) - int(first)
     sent = proxy.bytes_by_key()

@@ -263,7 +263,8 @@ class Cache:
                 gone = await trio.to_thread.run_sync(punch_all, victims)
             for victim, bits, done in zip(victims, begun, gone, strict=True):
                 self._end(victim, bits, gone=done)
-            tell([victim for victim, done in zip(victims, gone, strict=True) if done])
+            went = [victim for victim, done in zip(victims, gone, strict=True) if done]
+            tell("evicted", (each for victim in went for each in victim.ranges))
         finally:
             self._evicting -= 1
             self._evicted.unpark_all()

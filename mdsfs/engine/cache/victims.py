@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from streaming.engine.residency import BLOCK
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .dataset import Dataset, Run
     from .ledger import Chunk, FileKey
 
@@ -30,6 +32,12 @@ class Victim:
     def chunks(self) -> list[Chunk]:
         """The chunks that the runs lie on."""
         return list(dict.fromkeys(chunk for run in self.runs for chunk in self.dataset.chunks(self.file, *run)))
+
+    @property
+    def ranges(self) -> list[tuple[int, int, int, int]]:
+        """Dataset, file, start and stop in bytes of each run."""
+        number, file = self.dataset.number, self.file
+        return [(number, file, first * BLOCK, (first + count) * BLOCK) for first, count in self.runs]
 
     @property
     def blocks(self) -> int:
@@ -61,14 +69,14 @@ def punch_all(victims: list[Victim]) -> list[bool]:
     return [_punch(victim) for victim in victims]
 
 
-def tell(victims: list[Victim]) -> None:
-    """Say in the log that these have gone: a line a dataset, with file:first-last (bytes) of each run."""
-    runs: dict[int, list[tuple[int, int, int]]] = {}
-    for each in victims:
-        runs.setdefault(each.dataset.number, []).extend((each.file, *run) for run in each.runs)
-    for number, found in runs.items():
-        ranges = ",".join(f"{file}:{first * BLOCK}-{(first + count) * BLOCK}" for file, first, count in found)
-        log.info("evicted dataset=%d bytes=%d ranges=%s", number, BLOCK * sum(run[2] for run in found), ranges)
+def tell(what: str, ranges: Iterable[tuple[int, int, int, int]]) -> None:
+    """Say in the log what happens to these (dataset, file, start, stop in bytes): a line a dataset."""
+    found: dict[int, list[tuple[int, int, int]]] = {}
+    for number, file, start, stop in ranges:
+        found.setdefault(number, []).append((file, start, stop))
+    for number, own in found.items():
+        text = ",".join(f"{file}:{start}-{stop}" for file, start, stop in own)
+        log.info("%s dataset=%d bytes=%d ranges=%s", what, number, sum(stop - start for _, start, stop in own), text)
 
 
 def _punch(victim: Victim) -> bool:

@@ -12,7 +12,6 @@ its start. Where nothing may be served below shard level, every form is fetched 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +20,7 @@ import trio
 from mdsfs.plan.calendar import UNKNOWN
 from streaming.engine.residency import BLOCK, blocks_of
 
+from ..cache.victims import tell
 from .checks import Checks
 from .flights import Flight, Waiter, absent, uncovered
 from .flying import Flying
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from .framing import Framing
 
 __all__ = ["Fills"]
-
-log = logging.getLogger(__name__)
 
 # What no plan asks for, and nobody waits for, may only push out what no plan needs.
 AFTER_ALL = UNKNOWN - 1
@@ -270,9 +268,6 @@ class Fills:
         await trio.lowlevel.cancel_shielded_checkpoint()  # a want's files are looked at beside each other
         ready, self._ready = self._ready, []
         again, self._again = self._again, []
-        for number in {flight.dataset.number for flight in again} if log.isEnabledFor(logging.INFO) else ():
-            own = [flight for flight in again if flight.dataset.number == number]
-            ranges = ",".join(f"{flight.file}:{flight.start}-{flight.stop}" for flight in own)
-            log.info("refetch dataset=%d ranges=%s", number, ranges)
+        tell("refetch", ((flight.dataset.number, flight.file, flight.start, flight.stop) for flight in again))
         for demand in (True, False):
             self._grouped.depart([flight for flight in ready if flight.demand == demand])
